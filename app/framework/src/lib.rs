@@ -1,0 +1,1 @@
+//! What every rnbd program starts with: options, memory, reactors, RPC, config.

@@ -1,0 +1,3 @@
+//! Load generator and verifier for any bdev.
+
+fn main() {}

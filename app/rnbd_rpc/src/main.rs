@@ -1,0 +1,3 @@
+//! Command line client of the RPC server.
+
+fn main() {}

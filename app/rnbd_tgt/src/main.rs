@@ -1,0 +1,3 @@
+//! RNBD target and initiator daemon.
+
+fn main() {}

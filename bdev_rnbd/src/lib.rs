@@ -1,0 +1,1 @@
+//! The RNBD initiator: sessions to targets, each mapped device a bdev.

@@ -1,0 +1,341 @@
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::mapping::{Mapping, PageSize, Pages};
+use crate::span::{MappingId, Span};
+
+/// How much memory a process may take, and of which kind.
+#[derive(Clone, Debug)]
+pub struct MemoryConfig {
+    /// Most bytes that all buffers together may have.
+    pub limit_bytes: u64,
+    /// Whether hugepages are tried at all.
+    pub hugepages: bool,
+    /// NUMA node that pages should come from.
+    pub numa_node: Option<u32>,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            limit_bytes: u64::MAX,
+            hugepages: true,
+            numa_node: None,
+        }
+    }
+}
+
+/// Why a buffer could not be had.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum MemoryError {
+    /// The budget would be exceeded.
+    #[error(
+        "{owner} needs {wanted_bytes} bytes, but {used_bytes} of the memory budget of \
+         {limit_bytes} bytes are in use (raise it with -s/--mem-size)"
+    )]
+    OverBudget {
+        /// Who asked.
+        owner: String,
+        /// How much was asked for, rounded up to pages.
+        wanted_bytes: u64,
+        /// How much all buffers have now.
+        used_bytes: u64,
+        /// The budget.
+        limit_bytes: u64,
+    },
+    /// The kernel refused.
+    #[error("{owner} needs {wanted_bytes} bytes, and the kernel refused: {errno}")]
+    Kernel {
+        /// Who asked.
+        owner: String,
+        /// How much was asked for, rounded up to pages.
+        wanted_bytes: u64,
+        /// What it said.
+        errno: Errno,
+    },
+}
+
+/// What a process has taken so far, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUsage {
+    /// In buffers.
+    pub used_bytes: u64,
+    /// Of those, in hugepages.
+    pub huge_bytes: u64,
+    /// The budget.
+    pub limit_bytes: u64,
+}
+
+/// The I/O memory of a process. Clones are handles to the same memory.
+///
+/// Buffers are made and freed when sessions and devices are, never per I/O, so this may lock.
+#[derive(Clone)]
+pub struct Memory {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: MemoryConfig,
+    state: Mutex<State>,
+    warned: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    mappings: Vec<Mapping>,
+    free: Vec<MappingId>,
+    usage: MemoryUsage,
+}
+
+impl Memory {
+    /// Memory within `config`; nothing is mapped yet.
+    #[must_use]
+    pub fn new(config: MemoryConfig) -> Self {
+        let usage = MemoryUsage {
+            limit_bytes: config.limit_bytes,
+            ..MemoryUsage::default()
+        };
+        let state = Mutex::new(State {
+            usage,
+            ..State::default()
+        });
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                state,
+                warned: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// A zeroed buffer of at least `bytes` for `owner`, whose name appears in errors.
+    ///
+    /// # Errors
+    /// [`MemoryError`], naming the owner, the size and the limit.
+    pub fn alloc(&self, owner: &str, bytes: usize, pages: Pages) -> Result<Buffer, MemoryError> {
+        let bytes = bytes.max(1);
+        for page_size in self.candidates(bytes, pages) {
+            match self.alloc_with(owner, bytes, page_size) {
+                Err(MemoryError::Kernel { errno, .. }) if page_size != PageSize::Small => {
+                    self.warn_no_hugepages(owner, page_size, errno);
+                }
+                other => return other,
+            }
+        }
+        self.alloc_with(owner, bytes, PageSize::Small)
+    }
+
+    /// What is in use.
+    #[must_use]
+    pub fn usage(&self) -> MemoryUsage {
+        self.shared.lock().usage
+    }
+
+    fn candidates(&self, bytes: usize, pages: Pages) -> impl Iterator<Item = PageSize> + use<> {
+        let huge = self.shared.config.hugepages && pages == Pages::PreferHuge;
+        [PageSize::Huge1G, PageSize::Huge2M]
+            .into_iter()
+            .filter(move |size| huge && bytes >= size.bytes())
+    }
+
+    fn alloc_with(
+        &self,
+        owner: &str,
+        bytes: usize,
+        page_size: PageSize,
+    ) -> Result<Buffer, MemoryError> {
+        let len = bytes.next_multiple_of(page_size.bytes());
+        let wanted_bytes = len as u64;
+        let mut state = self.shared.lock();
+        let MemoryUsage {
+            used_bytes,
+            limit_bytes,
+            ..
+        } = state.usage;
+        if used_bytes.saturating_add(wanted_bytes) > limit_bytes {
+            let owner = owner.to_owned();
+            return Err(MemoryError::OverBudget {
+                owner,
+                wanted_bytes,
+                used_bytes,
+                limit_bytes,
+            });
+        }
+        let id = match state.take_free(len, page_size) {
+            Some(id) => id,
+            None => self
+                .map(&mut state, len, page_size)
+                .map_err(|errno| MemoryError::Kernel {
+                    owner: owner.to_owned(),
+                    wanted_bytes,
+                    errno,
+                })?,
+        };
+        state.charge(len, page_size);
+        let span = state.span(id);
+        Ok(Buffer {
+            span,
+            page_size,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    fn map(&self, state: &mut State, len: usize, size: PageSize) -> Result<MappingId, Errno> {
+        let mapping = Mapping::new(len, size)?;
+        if let Some(node) = self.shared.config.numa_node
+            && let Err(errno) = mapping.bind_to_node(node)
+        {
+            log::warn!("memory cannot be bound to NUMA node {node}: {errno}");
+        }
+        let index = u32::try_from(state.mappings.len()).map_err(|_| Errno::NOMEM)?;
+        state.mappings.push(mapping);
+        Ok(MappingId::new(index))
+    }
+
+    fn warn_no_hugepages(&self, owner: &str, size: PageSize, errno: Errno) {
+        if size == PageSize::Huge2M && !self.shared.warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "no hugepages of 2 MiB for {owner} ({errno}): using ordinary pages, which costs \
+                 speed; reserve some with `sysctl vm.nr_hugepages=N`"
+            );
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn mapping(&self, id: MappingId) -> &Mapping {
+        let index = id
+            .index()
+            .expect("buffers lie in mappings of their own memory");
+        &self.mappings[index]
+    }
+
+    fn span(&self, id: MappingId) -> Span {
+        let mapping = self.mapping(id);
+        Span::of_mapping(mapping.start, mapping.len, id)
+    }
+
+    fn take_free(&mut self, len: usize, page_size: PageSize) -> Option<MappingId> {
+        let fits = |id: &MappingId| {
+            let mapping = self.mapping(*id);
+            mapping.len == len && mapping.page_size == page_size
+        };
+        let at = self.free.iter().position(fits)?;
+        Some(self.free.swap_remove(at))
+    }
+
+    fn charge(&mut self, len: usize, page_size: PageSize) {
+        self.usage.used_bytes += len as u64;
+        if page_size != PageSize::Small {
+            self.usage.huge_bytes += len as u64;
+        }
+    }
+
+    fn release(&mut self, id: MappingId) {
+        let mapping = self.mapping(id);
+        let (len, page_size) = (mapping.len as u64, mapping.page_size);
+        if mapping.decommit().is_err() {
+            self.span(id).fill(0);
+        }
+        self.usage.used_bytes -= len;
+        if page_size != PageSize::Small {
+            self.usage.huge_bytes -= len;
+        }
+        self.free.push(id);
+    }
+}
+
+/// A piece of memory with one owner; dropping it gives the pages back.
+pub struct Buffer {
+    span: Span,
+    page_size: PageSize,
+    shared: Arc<Shared>,
+}
+
+impl Buffer {
+    /// All of it. The buffer must be kept until every I/O on the span has completed.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// What its pages are.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.shared.lock().release(self.span.mapping());
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({:?}, {:?})", self.span, self.page_size)
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Memory({:?})", self.usage())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(limit_bytes: u64) -> Memory {
+        Memory::new(MemoryConfig {
+            limit_bytes,
+            hugepages: false,
+            numa_node: None,
+        })
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_named() {
+        let memory = small(8192);
+        let held = memory.alloc("first", 5000, Pages::Small).unwrap();
+        let error = memory.alloc("session clt1", 1, Pages::Small).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("session clt1 needs 4096 bytes"), "{text}");
+        assert!(text.contains("8192 of the memory budget of 8192"), "{text}");
+        drop(held);
+        assert_eq!(memory.usage().used_bytes, 0);
+        memory.alloc("second", 8192, Pages::Small).unwrap();
+    }
+
+    #[test]
+    fn a_freed_range_comes_back_zeroed() {
+        let memory = small(1 << 20);
+        let buffer = memory.alloc("a", 4096, Pages::Small).unwrap();
+        buffer.span().fill(7);
+        let addr = buffer.span().addr();
+        drop(buffer);
+        let again = memory.alloc("b", 4096, Pages::Small).unwrap();
+        assert_eq!(again.span().addr(), addr);
+        assert!(again.span().is_zeroed());
+    }
+
+    #[test]
+    fn without_hugepages_ordinary_ones_serve() {
+        let memory = Memory::new(MemoryConfig::default());
+        let buffer = memory.alloc("a", 3 << 20, Pages::PreferHuge).unwrap();
+        assert!(buffer.span().len() >= 3 << 20);
+        buffer.span().fill(1);
+    }
+}

@@ -1,0 +1,1 @@
+//! NBD export of any bdev.

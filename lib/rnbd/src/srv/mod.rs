@@ -1,0 +1,1 @@
+//! The protocol of the server: sessions, devices, I/O.

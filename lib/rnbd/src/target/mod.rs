@@ -1,0 +1,1 @@
+//! The target: what one core serves, on a fabric and on bdevs.

@@ -1,0 +1,1 @@
+//! Byte layouts of RTRS and RNBD messages and of the immediate.

@@ -1,0 +1,1 @@
+//! One pinned thread a core: pollers, timers, messages, busy and idle accounting.

@@ -1,0 +1,1 @@
+//! JSON-RPC over a Unix socket with SPDK's framing and rules.

@@ -1,0 +1,1 @@
+//! Target and initiator over a simulated fabric, on virtual time.
