@@ -1,7 +1,7 @@
 //! The nouns of the fabric vocabulary. All are plain values.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use rnbd_mem::Span;
 use thiserror::Error;
@@ -63,6 +63,14 @@ impl Addr {
     pub fn port(&self) -> u16 {
         match self {
             Self::Ip(addr) => addr.port(),
+        }
+    }
+
+    /// The address without the port; a GID is written as an IPv6 address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        match self {
+            Self::Ip(addr) => addr.ip(),
         }
     }
 }
@@ -438,6 +446,9 @@ pub struct Caps {
     pub cheap_windows: bool,
     /// Hugepages help: a device reads and writes the memory.
     pub prefers_hugepages: bool,
+    /// Local bytes must lie in a region of the connection's domain. If not, any span will do as a
+    /// source and the `lkey` of an [`Sge`] is ignored.
+    pub needs_local_keys: bool,
 }
 
 /// Counters since the start, in the words of SPDK's transport statistics.
