@@ -1,0 +1,307 @@
+use std::fmt;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use rnbd_base::{Errno, Nanos, Progress};
+use rnbd_mem::Span;
+
+use crate::bdev::{Bdev, Features};
+use crate::desc::ChannelHold;
+use crate::io::{BdevIo, IoDone, IoOp};
+use crate::stats::{IoStats, IoStatsOwner};
+
+/// What a bdev module implements per user and core.
+///
+/// The submitter has checked range, alignment and depth: see [`Channel`].
+pub trait IoChannel: Send + fmt::Debug {
+    /// Takes an I/O; its [`IoDone`] comes out of a later `poll`, exactly once, never from here.
+    ///
+    /// Tags that are outstanding are distinct and below the depth of the channel, so that they
+    /// can index a table.
+    fn submit(&mut self, io: &BdevIo, now: Nanos);
+
+    /// Submits what was queued to the device and appends what completed to `done`, up to its
+    /// spare capacity: it never makes the vector grow.
+    fn poll(&mut self, now: Nanos, done: &mut Vec<IoDone>) -> Progress;
+
+    /// As [`rnbd_base::Poll::next_deadline`].
+    fn next_deadline(&self) -> Option<Nanos> {
+        None
+    }
+
+    /// As [`rnbd_base::Poll::prepare_sleep`].
+    fn prepare_sleep(&mut self, fds: &mut Vec<RawFd>) -> bool;
+}
+
+/// A user's way to a device from one core.
+///
+/// What is submitted is checked first: a refused I/O has not happened and nothing of it follows.
+/// An accepted one comes out of [`Channel::poll`] exactly once. I/O larger than the device takes
+/// is done piece by piece, write-zeroes that it has no command for is done by writing.
+///
+/// Nothing is allocated after it was opened. Dropping it waits for outstanding I/O where the
+/// device would else go on using the buffers; see the modules.
+#[derive(Debug)]
+pub struct Channel {
+    io: Box<dyn IoChannel>,
+    device: Arc<dyn Bdev>,
+    features: Features,
+    block_size: u32,
+    write: bool,
+    zeroes: Span,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    stats: Arc<IoStats>,
+    stats_owner: IoStatsOwner,
+    hold: ChannelHold,
+}
+
+/// An outstanding I/O.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    tag: u64,
+    op: IoOp,
+    bytes: u64,
+    submitted: Nanos,
+    /// What has not been given to the device yet.
+    rest: BdevIo,
+}
+
+impl Slot {
+    const FREE: Self = Self {
+        tag: 0,
+        op: IoOp::Flush,
+        bytes: 0,
+        submitted: Nanos::ZERO,
+        rest: BdevIo {
+            tag: 0,
+            op: IoOp::Flush,
+            offset_blocks: 0,
+            num_blocks: 0,
+            buf: Span::EMPTY,
+            prio: 0,
+        },
+    };
+}
+
+/// What [`Channel::new`] is made from.
+pub(crate) struct ChannelParts {
+    pub(crate) io: Box<dyn IoChannel>,
+    pub(crate) device: Arc<dyn Bdev>,
+    pub(crate) write: bool,
+    pub(crate) depth: u32,
+    /// Source of zeroes, a whole number of blocks; empty if the device needs none.
+    pub(crate) zeroes: Span,
+    pub(crate) stats: Arc<IoStats>,
+    pub(crate) hold: ChannelHold,
+}
+
+impl Channel {
+    pub(crate) fn new(parts: ChannelParts) -> Self {
+        let depth = parts.depth as usize;
+        Self {
+            features: parts.device.features(),
+            block_size: parts.device.geometry().block_size,
+            io: parts.io,
+            device: parts.device,
+            write: parts.write,
+            zeroes: parts.zeroes,
+            slots: vec![Slot::FREE; depth],
+            free: (0..parts.depth).rev().collect(),
+            stats: parts.stats,
+            stats_owner: IoStatsOwner::default(),
+            hold: parts.hold,
+        }
+    }
+
+    /// Starts an I/O.
+    ///
+    /// # Errors
+    /// Nothing was started, and nothing of it will come out of `poll`:
+    /// - `EINVAL`: no blocks, beyond the end, a buffer of another length, or one that is not
+    ///   aligned to [`Features::buf_align`];
+    /// - `EROFS`: a change through a descriptor, or of a device, that is read-only;
+    /// - `EOPNOTSUPP`: the device has no such operation;
+    /// - `ENOMEM`: [`Channel::depth`] I/Os are outstanding; try again after a completion;
+    /// - `ENODEV`: the device was removed.
+    pub fn submit(&mut self, io: &BdevIo, now: Nanos) -> Result<(), Errno> {
+        let bytes = self.check(io)?;
+        let slot_index = self.free.pop().ok_or(Errno::NOMEM)?;
+        let slot = &mut self.slots[slot_index as usize];
+        *slot = Slot {
+            tag: io.tag,
+            op: io.op,
+            bytes,
+            submitted: now,
+            rest: BdevIo {
+                tag: u64::from(slot_index),
+                ..*io
+            },
+        };
+        let piece = next_piece(&mut slot.rest, &self.features, self.zeroes, self.block_size);
+        self.io.submit(&piece, now);
+        Ok(())
+    }
+
+    /// Gives the device what was submitted and appends what completed to `done`, as far as there
+    /// is spare capacity; the rest follows in later calls.
+    pub fn poll(&mut self, now: Nanos, done: &mut Vec<IoDone>) -> Progress {
+        if self.outstanding() == 0 {
+            return Progress::Idle;
+        }
+        let first = done.len();
+        let progress = self.io.poll(now, done);
+        let mut kept = first;
+        for at in first..done.len() {
+            if let Some(ended) = self.end_or_continue(done[at], now) {
+                done[kept] = ended;
+                kept += 1;
+            }
+        }
+        done.truncate(kept);
+        progress
+    }
+
+    /// I/Os submitted and not completed.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Most I/Os that may be outstanding.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// As [`rnbd_base::Poll::next_deadline`].
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.io.next_deadline()
+    }
+
+    /// As [`rnbd_base::Poll::prepare_sleep`].
+    pub fn prepare_sleep(&mut self, fds: &mut Vec<RawFd>) -> bool {
+        self.outstanding() == 0 || self.io.prepare_sleep(fds)
+    }
+
+    /// Returns the bytes that `io` covers.
+    fn check(&self, io: &BdevIo) -> Result<u64, Errno> {
+        if self.hold.is_removed() {
+            return Err(Errno::NODEV);
+        }
+        if io.op == IoOp::Flush {
+            return Ok(0);
+        }
+        if io.op.modifies() && (!self.write || self.features.read_only) {
+            return Err(Errno::ROFS);
+        }
+        if io.op == IoOp::Unmap && !self.features.unmap {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let bytes = self.check_range(io)?;
+        if io.op.has_data() {
+            self.check_buffer(io.buf, bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn check_range(&self, io: &BdevIo) -> Result<u64, Errno> {
+        let end = io
+            .offset_blocks
+            .checked_add(io.num_blocks)
+            .ok_or(Errno::INVAL)?;
+        if io.num_blocks == 0 || end > self.device.geometry().num_blocks {
+            return Err(Errno::INVAL);
+        }
+        io.num_blocks
+            .checked_mul(u64::from(self.block_size))
+            .ok_or(Errno::INVAL)
+    }
+
+    fn check_buffer(&self, buf: Span, bytes: u64) -> Result<(), Errno> {
+        let aligned = buf
+            .addr()
+            .is_multiple_of(u64::from(self.features.buf_align));
+        if buf.len() as u64 == bytes && aligned {
+            Ok(())
+        } else {
+            Err(Errno::INVAL)
+        }
+    }
+
+    fn end_or_continue(&mut self, piece: IoDone, now: Nanos) -> Option<IoDone> {
+        let index = usize::try_from(piece.tag).ok()?;
+        let slot = &mut self.slots[index];
+        if slot.rest.num_blocks > 0 && piece.result.is_ok() {
+            let piece = next_piece(&mut slot.rest, &self.features, self.zeroes, self.block_size);
+            self.io.submit(&piece, now);
+            return None;
+        }
+        let latency = now.since(slot.submitted);
+        let (tag, kind, bytes) = (slot.tag, slot.op.kind(), slot.bytes);
+        self.stats
+            .record(&mut self.stats_owner, kind, bytes, latency, piece.result);
+        self.free.push(u32::try_from(index).ok()?);
+        Some(IoDone {
+            tag,
+            result: piece.result,
+        })
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.hold.close_stats(&self.stats);
+    }
+}
+
+/// Takes as much from the front of `rest` as the device does at once.
+fn next_piece(rest: &mut BdevIo, features: &Features, zeroes: Span, block_size: u32) -> BdevIo {
+    let writes_zeroes = matches!(rest.op, IoOp::WriteZeroes { .. }) && !features.write_zeroes;
+    let limit = if writes_zeroes {
+        zero_write_blocks(features, zeroes, block_size)
+    } else {
+        most_blocks(rest.op, features)
+    };
+    let num_blocks = rest.num_blocks.min(limit);
+    let bytes = bytes_of(num_blocks, block_size);
+    let mut piece = BdevIo {
+        num_blocks,
+        ..*rest
+    };
+    if writes_zeroes {
+        piece.op = IoOp::Write { fua: false };
+        piece.buf = part(zeroes, 0, bytes);
+    } else if rest.op.has_data() && num_blocks < rest.num_blocks {
+        piece.buf = part(rest.buf, 0, bytes);
+        rest.buf = part(rest.buf, bytes, rest.buf.len() - bytes);
+    }
+    rest.offset_blocks += num_blocks;
+    rest.num_blocks -= num_blocks;
+    piece
+}
+
+fn most_blocks(op: IoOp, features: &Features) -> u64 {
+    let limit = match op {
+        IoOp::Read | IoOp::Write { .. } => u64::from(features.max_rw_blocks),
+        IoOp::Unmap => features.max_unmap_blocks,
+        IoOp::WriteZeroes { .. } => features.max_write_zeroes_blocks,
+        IoOp::Flush => 0,
+    };
+    if limit == 0 { u64::MAX } else { limit }
+}
+
+fn zero_write_blocks(features: &Features, zeroes: Span, block_size: u32) -> u64 {
+    let held = zeroes.len() as u64 / u64::from(block_size);
+    held.min(most_blocks(IoOp::Write { fua: false }, features))
+}
+
+fn bytes_of(num_blocks: u64, block_size: u32) -> usize {
+    usize::try_from(num_blocks.saturating_mul(u64::from(block_size))).unwrap_or(usize::MAX)
+}
+
+fn part(span: Span, offset: usize, len: usize) -> Span {
+    span.slice(offset, len)
+        .expect("the buffer's length was checked when the I/O was submitted")
+}

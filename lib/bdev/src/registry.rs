@@ -1,0 +1,693 @@
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rnbd_base::Errno;
+use rnbd_mem::{Buffer, Memory, Pages, Span};
+use thiserror::Error;
+
+use crate::bdev::{Bdev, Features};
+use crate::claim::{ClaimInfo, ClaimType, Claims};
+use crate::desc::{Desc, Hold};
+use crate::histogram::{HistogramOptions, HistogramSnapshot};
+use crate::info::BdevInfo;
+use crate::node::Node;
+use crate::stats::{BdevStats, ResetMode};
+
+/// Size of the buffer that write-zeroes is done from where the device cannot do it.
+const ZEROES_BYTES: usize = 1 << 20;
+
+/// Takes the last reference to a device that was removed, on the thread that closed it last.
+/// Whatever takes long to free is to be sent elsewhere from here.
+pub type OnRemoved = Box<dyn FnOnce(Arc<dyn Bdev>) + Send>;
+
+type Subscriber = Arc<dyn Fn(&BdevEvent) + Send + Sync>;
+
+/// Why the registry refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RegistryError {
+    /// There is no such device.
+    #[error("no bdev is named {name}")]
+    NotFound {
+        /// As asked for.
+        name: String,
+    },
+    /// There is such a device, of another module.
+    #[error("bdev {name} is a {product_name}")]
+    OtherModule {
+        /// As asked for.
+        name: String,
+        /// What it is.
+        product_name: &'static str,
+    },
+    /// The name or UUID is taken.
+    #[error("a bdev named {name} exists already")]
+    Exists {
+        /// The name or UUID.
+        name: String,
+    },
+    /// Its removal has begun.
+    #[error("bdev {name} is being removed")]
+    Removing {
+        /// The device.
+        name: String,
+    },
+    /// A claim forbids it.
+    #[error("bdev {name} is claimed by {claimer} ({claim_type})")]
+    Claimed {
+        /// The device.
+        name: String,
+        /// Who has it.
+        claimer: String,
+        /// How.
+        claim_type: ClaimType,
+    },
+    /// It cannot be claimed because others may write.
+    #[error("bdev {name} is open for writing elsewhere")]
+    Written {
+        /// The device.
+        name: String,
+    },
+    /// The device, or the descriptor, is read-only.
+    #[error("bdev {name} is read-only")]
+    ReadOnly {
+        /// The device.
+        name: String,
+    },
+}
+
+impl RegistryError {
+    /// As SPDK reports it.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NotFound { .. } | Self::OtherModule { .. } => Errno::NODEV,
+            Self::Exists { .. } => Errno::EXIST,
+            Self::Removing { .. } => Errno::BUSY,
+            Self::Claimed { .. } | Self::Written { .. } => Errno::PERM,
+            Self::ReadOnly { .. } => Errno::ROFS,
+        }
+    }
+}
+
+/// What happened to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It can be opened.
+    Register,
+    /// It is gone, and its name is free.
+    Unregister,
+    /// Its size has changed.
+    Resize,
+}
+
+impl EventKind {
+    /// The type of SPDK's notification.
+    #[must_use]
+    pub fn notification_type(self) -> &'static str {
+        match self {
+            Self::Register => "bdev_register",
+            Self::Unregister => "bdev_unregister",
+            Self::Resize => "bdev_resize",
+        }
+    }
+}
+
+/// What subscribers are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BdevEvent {
+    /// What happened.
+    pub kind: EventKind,
+    /// To which device.
+    pub name: String,
+}
+
+/// Names a call of [`Registry::wait_for`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitId(u64);
+
+/// All devices of a process. Clones are handles to the same registry.
+///
+/// It is used when devices, sessions and channels come and go, never per I/O, so it may lock.
+/// Callbacks run without the lock held, on the thread whose call caused them.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    memory: Memory,
+    zeroes: OnceLock<Buffer>,
+    state: Mutex<State>,
+    subscribers: Mutex<Vec<Subscriber>>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: Vec<Entry>,
+    waiters: Vec<Waiter>,
+    last_id: u64,
+}
+
+struct Entry {
+    id: u64,
+    bdev: Arc<dyn Bdev>,
+    node: Arc<Node>,
+    descriptors: usize,
+    writers: usize,
+    channels: usize,
+    claims: Option<Claims>,
+    removing: bool,
+    on_removed: Option<OnRemoved>,
+}
+
+struct Waiter {
+    id: u64,
+    name: String,
+    on_arrival: Box<dyn FnOnce() + Send>,
+}
+
+/// What a counted reference is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Reader,
+    Writer,
+    Channel,
+}
+
+impl Registry {
+    /// An empty registry. `memory` is for the zeroes that are written for devices without a
+    /// write-zeroes command.
+    #[must_use]
+    pub fn new(memory: Memory) -> Self {
+        let shared = Arc::new(Shared {
+            memory,
+            zeroes: OnceLock::new(),
+            state: Mutex::default(),
+            subscribers: Mutex::default(),
+        });
+        Self { shared }
+    }
+
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`] if its name or UUID is taken, also by a device whose removal has
+    /// not ended.
+    pub fn register(&self, bdev: Arc<dyn Bdev>) -> Result<(), RegistryError> {
+        let name = bdev.name().to_owned();
+        let arrivals = self.shared.lock().insert(bdev)?;
+        self.shared.publish(EventKind::Register, &name);
+        for on_arrival in arrivals {
+            on_arrival();
+        }
+        Ok(())
+    }
+
+    /// Begins the removal of a device and of all that stand on it. Holders see
+    /// [`Desc::is_removed`] and close; when the last has, `on_removed` gets the device.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`]; [`RegistryError::Removing`] if it has begun already.
+    pub fn unregister(&self, name: &str, on_removed: OnRemoved) -> Result<(), RegistryError> {
+        let gone = {
+            let mut state = self.shared.lock();
+            let entry = state.find_mut(name)?;
+            if entry.removing {
+                let name = name.to_owned();
+                return Err(RegistryError::Removing { name });
+            }
+            entry.on_removed = Some(on_removed);
+            let family = state.family_of(name);
+            state.begin_removal(&family)
+        };
+        self.shared.finish_removal(gone);
+        Ok(())
+    }
+
+    /// Opens a device by its name or UUID.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`], also while it is being removed; for writing also
+    /// [`RegistryError::Claimed`] and [`RegistryError::ReadOnly`].
+    pub fn open(&self, name: &str, write: bool) -> Result<Desc, RegistryError> {
+        let mut state = self.shared.lock();
+        let id = state.next_id();
+        let entry = state.find_mut(name)?;
+        entry.admit(name, write)?;
+        let holder = if write {
+            Holder::Writer
+        } else {
+            Holder::Reader
+        };
+        entry.count(holder);
+        let hold = Hold {
+            shared: Arc::clone(&self.shared),
+            node: Arc::clone(&entry.node),
+            entry: entry.id,
+            id,
+            holder,
+        };
+        Ok(Desc::new(Arc::clone(&entry.bdev), hold))
+    }
+
+    /// A device and who uses it, by its name or UUID. Keep it only for a moment: it holds a
+    /// reference.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<BdevInfo> {
+        self.shared
+            .lock()
+            .find_mut(name)
+            .ok()
+            .map(|entry| entry.info())
+    }
+
+    /// All devices in the order that they were registered.
+    #[must_use]
+    pub fn list(&self) -> Vec<BdevInfo> {
+        self.shared.lock().entries.iter().map(Entry::info).collect()
+    }
+
+    /// Calls `with` on a device of the module whose type is `B`.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`], [`RegistryError::OtherModule`].
+    pub fn find<B: Bdev, R>(
+        &self,
+        name: &str,
+        with: impl FnOnce(&B) -> R,
+    ) -> Result<R, RegistryError> {
+        let bdev = Arc::clone(&self.shared.lock().find_mut(name)?.bdev);
+        let any: &dyn Any = &*bdev;
+        match any.downcast_ref::<B>() {
+            Some(found) => Ok(with(found)),
+            None => Err(RegistryError::OtherModule {
+                name: name.to_owned(),
+                product_name: bdev.product_name(),
+            }),
+        }
+    }
+
+    /// The first of `<prefix>0`, `<prefix>1`, … that no device has.
+    #[must_use]
+    pub fn free_name(&self, prefix: &str) -> String {
+        let state = self.shared.lock();
+        let taken = |name: &String| state.entries.iter().any(|entry| entry.bdev.name() == name);
+        (0_usize..)
+            .map(|number| format!("{prefix}{number}"))
+            .find(|name| !taken(name))
+            .expect("there are fewer devices than numbers")
+    }
+
+    /// Tells the holders of a device, and of those that stand on it, that its size has changed.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn notify_resized(&self, name: &str) -> Result<(), RegistryError> {
+        let family = {
+            let mut state = self.shared.lock();
+            state.find_mut(name)?;
+            let family = state.family_of(name);
+            for entry in state
+                .entries
+                .iter()
+                .filter(|entry| family.contains(&entry.id))
+            {
+                entry.node.count_resize();
+            }
+            state.names_of(&family)
+        };
+        for name in family {
+            self.shared.publish(EventKind::Resize, &name);
+        }
+        Ok(())
+    }
+
+    /// Calls `on_event` on every event from now on.
+    pub fn subscribe(&self, on_event: impl Fn(&BdevEvent) + Send + Sync + 'static) {
+        self.shared.lock_subscribers().push(Arc::new(on_event));
+    }
+
+    /// Calls `on_arrival` once as soon as there is a device of this name or UUID: at once if there
+    /// is one.
+    pub fn wait_for(&self, name: &str, on_arrival: Box<dyn FnOnce() + Send>) -> WaitId {
+        let mut state = self.shared.lock();
+        let id = state.next_id();
+        if state.find_mut(name).is_ok() {
+            drop(state);
+            on_arrival();
+        } else {
+            state.waiters.push(Waiter {
+                id,
+                name: name.to_owned(),
+                on_arrival,
+            });
+        }
+        WaitId(id)
+    }
+
+    /// Forgets a wait; `false` if it has ended already.
+    pub fn cancel_wait(&self, wait: WaitId) -> bool {
+        let mut state = self.shared.lock();
+        let before = state.waiters.len();
+        state.waiters.retain(|waiter| waiter.id != wait.0);
+        state.waiters.len() < before
+    }
+
+    /// What was counted on a device.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn stats(&self, name: &str) -> Result<BdevStats, RegistryError> {
+        Ok(self.node(name)?.stats())
+    }
+
+    /// Clears what was counted on a device.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn reset_stats(&self, name: &str, mode: ResetMode) -> Result<(), RegistryError> {
+        self.node(name)?.reset_stats(mode);
+        Ok(())
+    }
+
+    /// Starts a latency histogram of a device anew, or ends it with `None`. The options must be
+    /// valid ([`HistogramOptions::is_valid`]).
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn set_histogram(
+        &self,
+        name: &str,
+        options: Option<HistogramOptions>,
+    ) -> Result<(), RegistryError> {
+        self.node(name)?.set_histogram(options);
+        Ok(())
+    }
+
+    /// The latency histogram of a device; `None` if it is not enabled.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn histogram(&self, name: &str) -> Result<Option<HistogramSnapshot>, RegistryError> {
+        Ok(self.node(name)?.histogram())
+    }
+
+    fn node(&self, name: &str) -> Result<Arc<Node>, RegistryError> {
+        Ok(Arc::clone(&self.shared.lock().find_mut(name)?.node))
+    }
+}
+
+impl Shared {
+    pub(crate) fn hold_channel(self: &Arc<Self>, entry: u64, node: &Arc<Node>) -> Hold {
+        let mut state = self.lock();
+        let id = state.next_id();
+        state.entry_mut(entry).count(Holder::Channel);
+        Hold {
+            shared: Arc::clone(self),
+            node: Arc::clone(node),
+            entry,
+            id,
+            holder: Holder::Channel,
+        }
+    }
+
+    pub(crate) fn release(&self, entry: u64, id: u64, holder: Holder) {
+        let gone = {
+            let mut state = self.lock();
+            state.entry_mut(entry).release(id, holder);
+            state.take_if_gone(entry)
+        };
+        self.finish_removal(gone.into_iter().collect());
+    }
+
+    /// Returns what the descriptor is now.
+    pub(crate) fn claim(
+        &self,
+        entry: u64,
+        desc: u64,
+        holder: Holder,
+        claim_type: ClaimType,
+        claimer: &str,
+    ) -> Result<Holder, RegistryError> {
+        let mut state = self.lock();
+        let entry = state.entry_mut(entry);
+        entry.claim(desc, holder, claim_type, claimer)?;
+        if claim_type.writes() && holder == Holder::Reader {
+            entry.writers += 1;
+            return Ok(Holder::Writer);
+        }
+        Ok(holder)
+    }
+
+    /// Zeroes to write from, if a device of these features needs any.
+    pub(crate) fn zeroes_for(&self, features: Features) -> Result<Span, Errno> {
+        if features.write_zeroes || features.read_only {
+            return Ok(Span::EMPTY);
+        }
+        if let Some(buffer) = self.zeroes.get() {
+            return Ok(buffer.span());
+        }
+        let buffer = self
+            .memory
+            .alloc("zeroes for write_zeroes", ZEROES_BYTES, Pages::Small)
+            .map_err(|_| Errno::NOMEM)?;
+        Ok(self.zeroes.get_or_init(|| buffer).span())
+    }
+
+    fn publish(&self, kind: EventKind, name: &str) {
+        let subscribers = self.lock_subscribers().clone();
+        let event = BdevEvent {
+            kind,
+            name: name.to_owned(),
+        };
+        for on_event in subscribers {
+            on_event(&event);
+        }
+    }
+
+    fn finish_removal(&self, gone: Vec<Entry>) {
+        for entry in gone {
+            let name = entry.bdev.name().to_owned();
+            match entry.on_removed {
+                Some(on_removed) => on_removed(entry.bdev),
+                None => drop(entry.bdev),
+            }
+            self.publish(EventKind::Unregister, &name);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_subscribers(&self) -> MutexGuard<'_, Vec<Subscriber>> {
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Returns whom to tell.
+    fn insert(
+        &mut self,
+        bdev: Arc<dyn Bdev>,
+    ) -> Result<Vec<Box<dyn FnOnce() + Send>>, RegistryError> {
+        for name in [bdev.name().to_owned(), bdev.uuid().to_string()] {
+            if self.find_mut(&name).is_ok() {
+                return Err(RegistryError::Exists { name });
+            }
+        }
+        let entry = Entry::new(self.next_id(), bdev);
+        let (arrived, waiting) = std::mem::take(&mut self.waiters)
+            .into_iter()
+            .partition(|waiter| entry.answers_to(&waiter.name));
+        self.waiters = waiting;
+        self.entries.push(entry);
+        let arrived: Vec<Waiter> = arrived;
+        Ok(arrived
+            .into_iter()
+            .map(|waiter| waiter.on_arrival)
+            .collect())
+    }
+
+    fn find_mut(&mut self, name: &str) -> Result<&mut Entry, RegistryError> {
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.answers_to(name))
+            .ok_or_else(|| RegistryError::NotFound {
+                name: name.to_owned(),
+            })
+    }
+
+    fn entry_mut(&mut self, id: u64) -> &mut Entry {
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.id == id)
+            .expect("an entry stays until its last holder is gone")
+    }
+
+    /// The device and, directly or not, all that stand on it.
+    fn family_of(&self, name: &str) -> Vec<u64> {
+        let mut family: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.answers_to(name))
+            .collect();
+        let mut next = 0;
+        while let Some(base) = family.get(next).map(|entry| entry.bdev.name().to_owned()) {
+            let stands_on_base = |entry: &&Entry| entry.bdev.base_name() == Some(base.as_str());
+            family.extend(self.entries.iter().filter(stands_on_base));
+            next += 1;
+        }
+        family.into_iter().map(|entry| entry.id).collect()
+    }
+
+    fn names_of(&self, ids: &[u64]) -> Vec<String> {
+        let listed = self.entries.iter().filter(|entry| ids.contains(&entry.id));
+        listed.map(|entry| entry.bdev.name().to_owned()).collect()
+    }
+
+    /// Returns those that nobody holds.
+    fn begin_removal(&mut self, family: &[u64]) -> Vec<Entry> {
+        for &id in family {
+            let entry = self.entry_mut(id);
+            entry.removing = true;
+            entry.node.mark_removed();
+        }
+        family
+            .iter()
+            .filter_map(|&id| self.take_if_gone(id))
+            .collect()
+    }
+
+    fn take_if_gone(&mut self, id: u64) -> Option<Entry> {
+        let at = self.entries.iter().position(|entry| entry.id == id)?;
+        let entry = &self.entries[at];
+        let gone = entry.removing && entry.descriptors == 0 && entry.channels == 0;
+        gone.then(|| self.entries.remove(at))
+    }
+}
+
+impl Entry {
+    fn new(id: u64, bdev: Arc<dyn Bdev>) -> Self {
+        Self {
+            id,
+            bdev,
+            node: Arc::default(),
+            descriptors: 0,
+            writers: 0,
+            channels: 0,
+            claims: None,
+            removing: false,
+            on_removed: None,
+        }
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.bdev.name() == name || self.bdev.uuid().to_string() == name
+    }
+
+    fn admit(&self, name: &str, write: bool) -> Result<(), RegistryError> {
+        if self.removing {
+            let name = name.to_owned();
+            return Err(RegistryError::NotFound { name });
+        }
+        if !write {
+            return Ok(());
+        }
+        if self.bdev.features().read_only {
+            let name = name.to_owned();
+            return Err(RegistryError::ReadOnly { name });
+        }
+        match &self.claims {
+            Some(claims) => Err(self.claimed(&claims.info())),
+            None => Ok(()),
+        }
+    }
+
+    fn claim(
+        &mut self,
+        desc: u64,
+        holder: Holder,
+        claim_type: ClaimType,
+        claimer: &str,
+    ) -> Result<(), RegistryError> {
+        if let Some(claims) = &self.claims {
+            if !claims.admits(claim_type) || claims.is_held_by(desc) {
+                return Err(self.claimed(&claims.info()));
+            }
+        } else if self.writers > Self::writers_allowed(holder, claim_type) {
+            let name = self.bdev.name().to_owned();
+            return Err(RegistryError::Written { name });
+        }
+        match &mut self.claims {
+            Some(claims) => claims.add(desc, claimer),
+            None => self.claims = Some(Claims::new(claim_type, desc, claimer)),
+        }
+        Ok(())
+    }
+
+    /// How many descriptors may be open for writing when the first claim comes: the claimer's own.
+    fn writers_allowed(holder: Holder, claim_type: ClaimType) -> usize {
+        usize::from(holder == Holder::Writer && claim_type.writes())
+    }
+
+    fn claimed(&self, claim: &ClaimInfo) -> RegistryError {
+        RegistryError::Claimed {
+            name: self.bdev.name().to_owned(),
+            claimer: claim.claimers.join(", "),
+            claim_type: claim.claim_type,
+        }
+    }
+
+    fn count(&mut self, holder: Holder) {
+        match holder {
+            Holder::Channel => self.channels += 1,
+            Holder::Reader => self.descriptors += 1,
+            Holder::Writer => {
+                self.descriptors += 1;
+                self.writers += 1;
+            }
+        }
+    }
+
+    fn release(&mut self, id: u64, holder: Holder) {
+        match holder {
+            Holder::Channel => self.channels -= 1,
+            Holder::Reader => self.descriptors -= 1,
+            Holder::Writer => {
+                self.descriptors -= 1;
+                self.writers -= 1;
+            }
+        }
+        if self.claims.as_mut().is_some_and(|claims| claims.remove(id)) {
+            self.claims = None;
+        }
+    }
+
+    fn info(&self) -> BdevInfo {
+        BdevInfo {
+            bdev: Arc::clone(&self.bdev),
+            descriptors: self.descriptors,
+            writers: self.writers,
+            channels: self.channels,
+            claim: self.claims.as_ref().map(Claims::info),
+            removing: self.removing,
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        let names = state.entries.iter().map(|entry| entry.bdev.name());
+        f.debug_list().entries(names).finish()
+    }
+}
