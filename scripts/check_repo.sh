@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Rules about the repo that no other tool checks: file sizes, leftovers, unsafe, arrows.
+source "$(dirname "$0")/common.sh"
+cd "$repo"
+
+status=0
+complain() { printf '%s\n' "$*"; status=1; }
+
+# A file is one thing. Tests may be longer.
+while read -r lines file; do
+    complain "$file: $lines lines; split it at 700"
+done < <(git ls-files '*.rs' ':!*tests*' | xargs wc -l | awk '$2 != "total" && $1 > 700')
+
+while IFS= read -r hit; do
+    complain "leftover: $hit"
+done < <(git grep -nE 'todo!\(|unimplemented!\(|FIXME|XXX|#\[ignore' -- '*.rs' '*.sh' '*.py' ':!scripts/check_repo.sh')
+
+# `unsafe` lives in the modules named here and nowhere else.
+allowed='^(lib/mem/src/(span|mapping)\.rs|lib/fabric/src/tcp/sys\.rs|lib/bdev/src/uring/|reactor/src/|lib/nbd/src/sys\.rs|.*/(tests|benches|examples)/)'
+while IFS= read -r file; do
+    [[ $file =~ $allowed ]] || complain "$file: unsafe is not expected here"
+done < <(git grep -lE '\bunsafe (impl|fn|\{|extern)' -- '*.rs')
+
+# Which crate may depend on which of ours; everything else is an arrow pointing the wrong way.
+declare -A arrows=(
+    [lib/base]=""
+    [lib/wire]=""
+    [lib/mem]=""
+    [lib/fabric]="base mem"
+    [lib/bdev]="base mem"
+    [lib/rtrs]="base wire"
+    [lib/rnbd]="base bdev fabric mem rtrs wire"
+    [lib/nbd]="base bdev mem"
+    [bdev_rnbd]="base bdev fabric mem proto rtrs wire"
+    [reactor]="base"
+    [rpc]=""
+)
+for crate in "${!arrows[@]}"; do
+    deps=$(sed -n '/^\[dependencies\]/,/^\[/s/^rnbd-\([a-z]*\)\b.*/\1/p' "$crate/Cargo.toml")
+    for dep in $deps; do
+        [[ " ${arrows[$crate]} " == *" $dep "* ]] || complain "$crate must not depend on rnbd-$dep"
+    done
+done
+
+exit $status

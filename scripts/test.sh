@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests: all suites, or those named.
+#
+#   scripts/test.sh                       everything that CI runs
+#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz
+#   scripts/test.sh --long [SUITE…]       the thorough variant
+#   scripts/test.sh sim --from S --seeds N   replay simulator seeds
+#
+# Every suite ends in one line; the last line of all is "N passed, N failed, N skipped".
+source "$(dirname "$0")/common.sh"
+
+long=false
+suites=()
+sim_args=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --long) long=true ;;
+        --from | --seeds) sim_args+=("$1" "${2:?$1 needs a number}"); shift ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -*) die "unknown option $1 (see --help)" ;;
+        *) suites+=("$1") ;;
+    esac
+    shift
+done
+[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim net fuzz)
+
+cd "$repo"
+export RUST_BACKTRACE=1
+passed=0 failed=0 skipped=0
+
+# Counts of the "test result:" lines in a log, as "N tests".
+count_tests() {
+    awk '/^test result:/ {n += $4} END {printf "%d tests", n}' "$1"
+}
+
+suite_lint() {
+    need_rust
+    cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is not installed"; return 77; }
+    cargo clippy --version >/dev/null 2>&1 || { echo "clippy is not installed"; return 77; }
+    cargo fmt --all --check &&
+        cargo clippy --workspace --all-targets --all-features --locked --quiet -- -D warnings &&
+        RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet &&
+        scripts/check_repo.sh
+}
+
+suite_unit() {
+    need_rust
+    need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
+    need_python spdk
+    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --all-features --locked
+}
+
+suite_sim() {
+    need_rust
+    cargo test --release -p rnbd-sim --locked || return 1
+    local seeds=500
+    $long && seeds=10000
+    [ ${#sim_args[@]} -gt 0 ] || sim_args=(--from 1 --seeds "$seeds")
+    cargo run --release --quiet -p rnbd-sim --locked -- "${sim_args[@]}"
+}
+
+suite_net() {
+    need_rust
+    need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio \
+        mkfs.ext4=e2fsprogs debugfs=e2fsprogs
+    need_python spdk
+    build_release
+    cargo test --release -p rnbd-net-tests --locked -- --test-threads=1
+}
+
+suite_fuzz() {
+    need_rust
+    need_packages c++=g++
+    local seconds=10 target
+    $long && seconds=600
+    cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
+    cd test/fuzz
+    for target in $(cargo fuzz list --fuzz-dir .); do
+        echo "fuzzing $target for $seconds s"
+        # Coverage needs only stable flags; address checks are left to miri and the types.
+        cargo fuzz run --fuzz-dir . --sanitizer none "$target" -- \
+            -max_total_time="$seconds" -verbosity=0 -print_final_stats=1 || return 1
+    done
+}
+
+run_suite() {
+    local name=$1 log="$cache/test-$1.log" started=$SECONDS status=0
+    say "suite $name …"
+    # A subshell of its own: `set -e` is off inside a condition, and a suite may `cd`.
+    ("suite_$name") >"$log" 2>&1 || status=$?
+    local seconds=$((SECONDS - started))
+    case $status in
+        0) passed=$((passed + 1)); echo "suite $name: passed ($(count_tests "$log"), $seconds s)" ;;
+        77)
+            # On a developer's machine a suite may lack its tools; in CI that is a failure.
+            if [ "${CI:-}" = true ]; then
+                failed=$((failed + 1)); echo "suite $name: FAILED: cannot run: $(tail -1 "$log")"
+            else
+                skipped=$((skipped + 1)); echo "suite $name: SKIPPED: $(tail -1 "$log")"
+            fi ;;
+        *)
+            failed=$((failed + 1))
+            tail -60 "$log"
+            echo "suite $name: FAILED (status $status, $seconds s; whole log in ${log#"$repo"/})" ;;
+    esac
+}
+
+for suite in "${suites[@]}"; do
+    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz)"
+done
+for suite in "${suites[@]}"; do
+    run_suite "$suite"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
