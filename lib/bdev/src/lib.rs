@@ -15,20 +15,27 @@
 mod bdev;
 mod channel;
 mod claim;
+mod completions;
+mod create;
 mod desc;
 mod histogram;
 mod info;
 mod io;
+mod malloc;
 mod node;
+mod null;
 mod registry;
 mod stats;
 
 pub use bdev::{Bdev, ConfigCall, Features, Geometry};
 pub use channel::{Channel, IoChannel};
 pub use claim::{ClaimInfo, ClaimType};
+pub use create::CreateError;
 pub use desc::Desc;
 pub use histogram::{HistogramOptions, HistogramSnapshot};
 pub use info::BdevInfo;
 pub use io::{BdevIo, IoDone, IoKind, IoOp};
+pub use malloc::{MallocBdev, MallocOptions};
+pub use null::{NullBdev, NullOptions};
 pub use registry::{BdevEvent, EventKind, OnRemoved, Registry, RegistryError, WaitId};
 pub use stats::{BdevStats, ChannelStats, KindStats, ResetMode, StatsSnapshot};
