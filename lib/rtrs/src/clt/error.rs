@@ -1,0 +1,104 @@
+use rnbd_base::Errno;
+use thiserror::Error;
+
+/// How a server broke the protocol. Closes the path, never more.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Violation {
+    /// The accept data does not hold what it must (protocol.md 14.2).
+    #[error("bad connection response: {0}")]
+    ConnectionResponse(&'static str),
+    /// The chunk descriptors do not cover the chunks (protocol.md 3.8).
+    #[error("bad info response: {0}")]
+    InfoResponse(&'static str),
+    /// The immediate has a type that a server must not send here.
+    #[error("unexpected immediate {0:#010x}")]
+    Immediate(u32),
+    /// An answer to something that was not asked on this connection.
+    #[error("answer to request {0}, which is not outstanding on this connection")]
+    NotOutstanding(u32),
+    /// A message that belongs to no answer.
+    #[error("unexpected message")]
+    Message,
+    /// The new key of a chunk came malformed or for another chunk (protocol.md 5.6).
+    #[error("bad rkey response to request {0}")]
+    RkeyResponse(u32),
+    /// Something else than the request's buffer was invalidated, or not announced (protocol.md 5.5).
+    #[error("wrong invalidation")]
+    Invalidation,
+}
+
+/// Why a path is down.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum PathError {
+    /// The server said no.
+    #[error("the server rejected the connection: {0}")]
+    Rejected(Errno),
+    /// Nobody listens at the address.
+    #[error("connection refused")]
+    Refused,
+    /// There is no way to the address.
+    #[error("no route to the server")]
+    Unreachable,
+    /// The server did not answer in time.
+    #[error("the server did not answer in time")]
+    TimedOut,
+    /// The server closed the connection. During a handshake this is also how a Linux server says
+    /// that the session name is bad or taken (protocol.md 12.3).
+    #[error("the server closed the connection")]
+    PeerClosed,
+    /// We closed it on purpose.
+    #[error("closed on request")]
+    Requested,
+    /// The server broke the rules of RTRS.
+    #[error("the server broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The peer broke the rules of the fabric, or the host's network failed.
+    #[error("the connection failed: {0}")]
+    Fabric(&'static str),
+    /// Nothing was heard of the server for too long.
+    #[error("heartbeat lost")]
+    HeartbeatLost,
+    /// A request was not answered within the time set for requests.
+    #[error("a request was not answered in time")]
+    RequestTimedOut,
+    /// The server speaks another major version.
+    #[error("the server speaks version {0:#06x} of RTRS, not 0x0200")]
+    Version(u16),
+    /// The server came back with another queue depth.
+    #[error("the server's queue depth changed from {was} to {is}; detach and attach again")]
+    QueueDepthChanged {
+        /// When the session was made.
+        was: u16,
+        /// Now.
+        is: u16,
+    },
+    /// The queue is too short for the session's I/O queues.
+    #[error(transparent)]
+    QueueTooShallow(#[from] super::QueueTooShallow),
+}
+
+impl PathError {
+    /// The errno that a management call reports.
+    #[must_use]
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::Rejected(errno) => errno,
+            Self::Refused => Errno::CONNREFUSED,
+            Self::Unreachable => Errno::HOSTUNREACH,
+            Self::TimedOut | Self::HeartbeatLost | Self::RequestTimedOut => Errno::TIMEDOUT,
+            Self::PeerClosed | Self::Fabric(_) => Errno::CONNRESET,
+            Self::Requested => Errno::CANCELED,
+            Self::Violation(_) | Self::Version(_) => Errno::PROTO,
+            Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_) => Errno::INVAL,
+        }
+    }
+
+    /// Whether trying again can help without anybody changing something first.
+    #[must_use]
+    pub fn is_worth_retrying(self) -> bool {
+        !matches!(
+            self,
+            Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_)
+        )
+    }
+}

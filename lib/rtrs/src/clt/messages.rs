@@ -1,0 +1,94 @@
+//! What the session and its channels tell each other.
+
+use std::sync::Arc;
+
+use rnbd_wire::rtrs::ConReq;
+
+use super::error::PathError;
+use super::params::{ChunkTable, PathParams};
+
+/// A path of a session, by its position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathIndex(pub u16);
+
+impl PathIndex {
+    /// For tables by path.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Which incarnation of a path a message is about; what is about an older one is void.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt(pub u32);
+
+impl Attempt {
+    pub(super) fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// From the session to a channel. Messages to one channel arrive in order.
+#[derive(Clone, Debug)]
+pub enum ToChannel {
+    /// Connect your connection of this path. Answered by [`FromChannel::Connected`] or
+    /// [`FromChannel::Closed`].
+    Connect {
+        /// Which path.
+        path: PathIndex,
+        /// Of which incarnation all that follows is.
+        attempt: Attempt,
+        /// What to send along.
+        request: ConReq,
+        /// What the path's first connection was told.
+        params: PathParams,
+    },
+    /// The path is up: requests may use it.
+    Up {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+        /// Where the chunks are.
+        chunks: Arc<ChunkTable>,
+    },
+    /// Close your connection of this path. Answered by [`FromChannel::Closed`] when that is final;
+    /// at once, if it is closed already.
+    Close {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+    },
+}
+
+/// From a channel to the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromChannel {
+    /// The server accepted.
+    Connected {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+        /// What the server said.
+        params: PathParams,
+    },
+    /// The connection is gone for good, or was never there.
+    Closed {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+        /// Why.
+        error: PathError,
+    },
+    /// Something arrived from the server lately.
+    Heard {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+    },
+}
