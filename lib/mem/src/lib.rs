@@ -19,5 +19,5 @@ mod span;
 
 pub use chunk_pool::ChunkPool;
 pub use mapping::{PageSize, Pages};
-pub use memory::{Buffer, Memory, MemoryConfig, MemoryError, MemoryUsage};
+pub use memory::{Buffer, Memory, MemoryConfig, MemoryError, MemoryUsage, Pin};
 pub use span::{MappingId, Span};

@@ -46,6 +46,8 @@ pub(crate) struct Mapping {
     pub(crate) start: NonNull<u8>,
     pub(crate) len: usize,
     pub(crate) page_size: PageSize,
+    /// How many have told a device about the pages.
+    pub(crate) pins: u32,
 }
 
 // SAFETY: a mapping is an address range of the process, reachable from every thread.
@@ -69,6 +71,7 @@ impl Mapping {
             start,
             len,
             page_size,
+            pins: 0,
         })
     }
 

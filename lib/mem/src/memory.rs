@@ -91,6 +91,13 @@ struct State {
     usage: MemoryUsage,
 }
 
+/// Keeps a mapping's pages where they are, for whoever told a device or the kernel about them: a
+/// buffer freed meanwhile keeps its pages, cleared, until the last pin is gone.
+pub struct Pin {
+    span: Span,
+    shared: Arc<Shared>,
+}
+
 impl Memory {
     /// Memory within `config`; nothing is mapped yet.
     #[must_use]
@@ -127,6 +134,20 @@ impl Memory {
             }
         }
         self.alloc_with(owner, bytes, PageSize::Small)
+    }
+
+    /// Pins every mapping of hugepages that there is now.
+    #[must_use]
+    pub fn pin_huge(&self) -> Vec<Pin> {
+        let mut state = self.shared.lock();
+        let huge = |mapping: &Mapping| mapping.page_size != PageSize::Small;
+        let ids: Vec<MappingId> = state.ids().filter(|&id| huge(state.mapping(id))).collect();
+        ids.into_iter()
+            .map(|id| Pin {
+                span: state.pin(id),
+                shared: Arc::clone(&self.shared),
+            })
+            .collect()
     }
 
     /// What is in use.
@@ -220,6 +241,13 @@ impl State {
         &self.mappings[index]
     }
 
+    fn mapping_mut(&mut self, id: MappingId) -> &mut Mapping {
+        let index = id
+            .index()
+            .expect("buffers lie in mappings of their own memory");
+        &mut self.mappings[index]
+    }
+
     fn span(&self, id: MappingId) -> Span {
         let mapping = self.mapping(id);
         Span::of_mapping(mapping.start, mapping.len, id)
@@ -241,10 +269,29 @@ impl State {
         }
     }
 
+    fn ids(&self) -> impl Iterator<Item = MappingId> + use<> {
+        let count = u32::try_from(self.mappings.len()).expect("each has an index of 32 bits");
+        (0..count).map(MappingId::new)
+    }
+
+    fn pin(&mut self, id: MappingId) -> Span {
+        self.mapping_mut(id).pins += 1;
+        self.span(id)
+    }
+
+    fn unpin(&mut self, id: MappingId) {
+        let mapping = self.mapping_mut(id);
+        mapping.pins -= 1;
+        if mapping.pins == 0 && self.free.contains(&id) {
+            // It is clear already, so all that is lost on failure is memory.
+            let _ = self.mapping(id).decommit();
+        }
+    }
+
     fn release(&mut self, id: MappingId) {
         let mapping = self.mapping(id);
         let (len, page_size) = (mapping.len as u64, mapping.page_size);
-        if mapping.decommit().is_err() {
+        if mapping.pins > 0 || mapping.decommit().is_err() {
             self.span(id).fill(0);
         }
         self.usage.used_bytes -= len;
@@ -279,6 +326,26 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.shared.lock().release(self.span.mapping());
+    }
+}
+
+impl Pin {
+    /// The whole mapping.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        self.span
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.shared.lock().unpin(self.span.mapping());
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pin({:?})", self.span)
     }
 }
 
@@ -337,5 +404,22 @@ mod tests {
         let buffer = memory.alloc("a", 3 << 20, Pages::PreferHuge).unwrap();
         assert!(buffer.span().len() >= 3 << 20);
         buffer.span().fill(1);
+    }
+
+    #[test]
+    fn what_is_freed_while_pinned_is_cleared_all_the_same() {
+        let memory = small(1 << 20);
+        let buffer = memory.alloc("a", 4096, Pages::Small).unwrap();
+        let span = buffer.span();
+        span.fill(7);
+        let pin = Pin {
+            span: memory.shared.lock().pin(span.mapping()),
+            shared: Arc::clone(&memory.shared),
+        };
+        drop(buffer);
+        assert!(span.is_zeroed());
+        assert_eq!(memory.usage().used_bytes, 0);
+        drop(pin);
+        assert!(memory.alloc("b", 4096, Pages::Small).unwrap().span().is_zeroed());
     }
 }
