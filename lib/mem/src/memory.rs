@@ -150,6 +150,15 @@ impl Memory {
             .collect()
     }
 
+    /// All of a mapping, so that a device can be given the whole of it once instead of each part;
+    /// `None` if this memory has no such mapping.
+    #[must_use]
+    pub fn mapping(&self, id: MappingId) -> Option<Span> {
+        let state = self.shared.lock();
+        let mapping = state.mappings.get(id.index()?)?;
+        Some(Span::of_mapping(mapping.start, mapping.len, id))
+    }
+
     /// What is in use.
     #[must_use]
     pub fn usage(&self) -> MemoryUsage {
