@@ -28,6 +28,7 @@ mod node;
 mod null;
 mod registry;
 mod stats;
+mod uring;
 
 pub use bdev::{Bdev, ConfigCall, Features, Geometry};
 pub use channel::{Channel, IoChannel};
@@ -43,3 +44,4 @@ pub use malloc::{MallocBdev, MallocOptions};
 pub use null::{NullBdev, NullOptions};
 pub use registry::{BdevEvent, EventKind, OnRemoved, Registry, RegistryError, WaitId};
 pub use stats::{BdevStats, ChannelStats, KindStats, ResetMode, StatsSnapshot};
+pub use uring::{AioOptions, UringBdev, UringOptions};
