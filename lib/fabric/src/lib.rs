@@ -9,6 +9,8 @@
 //! connections on it. Nothing blocks: connecting, accepting and closing are asked for and
 //! answered later by an [`Event`].
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod fabric;
 mod types;
 
