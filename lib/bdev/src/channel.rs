@@ -305,3 +305,6 @@ fn part(span: Span, offset: usize, len: usize) -> Span {
     span.slice(offset, len)
         .expect("the buffer's length was checked when the I/O was submitted")
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ mod node;
 mod null;
 mod registry;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod uring;
 
 pub use bdev::{Bdev, ConfigCall, Features, Geometry};

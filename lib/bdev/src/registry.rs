@@ -691,3 +691,6 @@ impl fmt::Debug for Shared {
         f.debug_list().entries(names).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -180,6 +180,6 @@ impl IoChannel for UringChannel {
     fn prepare_sleep(&mut self, fds: &mut Vec<RawFd>) -> bool {
         self.ring.submit();
         fds.push(self.ring.fd());
-        !self.ring.has_completions()
+        self.ring.is_quiet()
     }
 }

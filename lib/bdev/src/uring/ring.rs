@@ -127,8 +127,9 @@ impl Ring {
         Some((entry.user_data(), entry.result()))
     }
 
-    pub(super) fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty()
+    /// Whether nothing is left to submit or to pop until the kernel ends something.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.ring.completion().is_empty() && self.ring.submission().is_empty()
     }
 
     /// Readable when there are completions.
