@@ -127,3 +127,6 @@ pub(crate) fn to_params(options: &impl Serialize) -> Map<String, Value> {
         _ => unreachable!("options are plain structs with string keys"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,6 +113,23 @@ impl DiskFile {
         self.direct.unwrap_or(1)
     }
 
+    /// A file on which reads wait until someone writes to the other end.
+    #[cfg(test)]
+    pub(super) fn of_pipe(file: File) -> Self {
+        Self {
+            file,
+            block_size: DEFAULT_BLOCK_SIZE,
+            physical_block_size: DEFAULT_BLOCK_SIZE,
+            read_only: true,
+            direct: None,
+            abilities: Abilities {
+                punch_hole: false,
+                zero_range: false,
+                unmap_granularity: 0,
+            },
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn is_direct(&self) -> bool {
         self.direct.is_some()
