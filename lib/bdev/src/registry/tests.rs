@@ -223,7 +223,7 @@ fn statistics_survive_their_channels_and_can_be_reset() {
     let buffer = rig.buffer(1024);
     let span = buffer.span().slice(0, 1024).unwrap();
     driver.submit(&read(0, 2, span)).unwrap();
-    driver.now = driver.now + rnbd_base::Nanos(250);
+    driver.now += rnbd_base::Nanos(250);
     driver.finish();
     let stats = rig.registry.stats("N0").unwrap();
     assert_eq!(stats.channels[0].core, CoreIndex(0));
