@@ -1,1 +1,30 @@
-//! What every rnbd program starts with: options, memory, reactors, RPC, config.
+//! What every program of this repository starts with: options, log, memory, reactors, the RPC
+//! server and the configuration.
+//!
+//! [`run`] sets all of it up, runs the program's own future on the control thread, and takes all
+//! of it down again. The control thread never polls I/O: it sleeps until an RPC, a signal or a
+//! reply of a reactor arrives, and it alone may block for a short while (opening a file, freeing
+//! much memory). What belongs to a core lives on its reactor and is reached by messages whose
+//! replies are futures here ([`reply`]).
+//!
+//! This crate is the composition root: it names the concrete fabrics and bdev modules and gives
+//! them to the target and the initiator, which know traits only.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod config;
+mod env;
+mod flag;
+mod logging;
+mod methods;
+mod options;
+mod reply;
+mod subsystem;
+mod system;
+
+pub use app::run;
+pub use env::Env;
+pub use logging::{FLAGS, Level, Logger};
+pub use options::{DEFAULT_SOCKET, Options, ReactorMode};
+pub use reply::reply;

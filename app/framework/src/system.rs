@@ -1,0 +1,125 @@
+use std::cell::RefCell;
+
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+use rnbd_base::CoreIndex;
+use rnbd_bdev::{EventKind, Registry};
+use rnbd_mem::{Memory, MemoryConfig};
+use rnbd_reactor::{CoreLocks, CoreMask, CpuTimes, Reactors, ThreadId};
+use rnbd_rpc::{Handle, Notifications};
+use serde_json::{Map, Value};
+
+use crate::flag::Flag;
+use crate::options::Options;
+
+/// Everything that the methods work on. Lives on the control thread.
+#[derive(Debug)]
+pub(crate) struct System {
+    pub(crate) memory: Memory,
+    pub(crate) bdevs: Registry,
+    pub(crate) reactors: Reactors,
+    pub(crate) poll_groups: Vec<PollGroup>,
+    pub(crate) handle: Handle,
+    pub(crate) notifications: Notifications,
+    /// Parameters of `bdev_set_options`, if that was called.
+    pub(crate) bdev_options: RefCell<Option<Map<String, Value>>>,
+    pub(crate) cpumask: CoreMask,
+    pub(crate) core_locks: RefCell<Option<CoreLocks>>,
+    /// The program is to end.
+    pub(crate) stop: Flag,
+    /// `framework_start_init` was called.
+    pub(crate) init_wanted: Flag,
+    /// All is initialized and configured.
+    pub(crate) init_done: Flag,
+    /// Or that failed.
+    pub(crate) init_failed: Flag,
+}
+
+/// What is polled on a core for the target, the initiator and the NBD servers.
+#[derive(Debug)]
+pub(crate) struct PollGroup {
+    pub(crate) core: CoreIndex,
+    pub(crate) thread: ThreadId,
+    /// Of the CPU when the reactor started.
+    pub(crate) cpu_times: CpuTimes,
+}
+
+impl System {
+    /// Claims the cores and starts a reactor on each.
+    pub(crate) fn new(options: &Options, handle: Handle) -> anyhow::Result<Self> {
+        let core_locks = match options.disable_cpumask_locks {
+            true => None,
+            false => Some(CoreLocks::claim(&options.cpumask)?),
+        };
+        let reactors = Reactors::start(&options.reactor_config())?;
+        let memory = Memory::new(MemoryConfig {
+            limit_bytes: options.mem_size.unwrap_or(u64::MAX),
+            hugepages: !options.no_huge,
+            numa_node: options.mem_numa_node,
+        });
+        let system = Self {
+            bdevs: Registry::new(memory.clone()),
+            memory,
+            poll_groups: reactors
+                .cores()
+                .map(|core| PollGroup::new(&reactors, core))
+                .collect(),
+            reactors,
+            handle,
+            notifications: Notifications::new(),
+            bdev_options: RefCell::default(),
+            cpumask: options.cpumask.clone(),
+            core_locks: RefCell::new(core_locks),
+            stop: Flag::default(),
+            init_wanted: Flag::default(),
+            init_done: Flag::default(),
+            init_failed: Flag::default(),
+        };
+        system.notify_of_bdevs();
+        Ok(system)
+    }
+
+    fn notify_of_bdevs(&self) {
+        for kind in [
+            EventKind::Register,
+            EventKind::Unregister,
+            EventKind::Resize,
+        ] {
+            self.notifications.register_type(kind.notification_type());
+        }
+        let notifier = notifier(&self.handle, &self.notifications);
+        self.bdevs.subscribe(move |event| {
+            notifier(event.kind.notification_type(), event.name.clone());
+        });
+    }
+}
+
+/// A way to notify from any thread; the control thread passes it on.
+pub(crate) fn notifier(
+    handle: &Handle,
+    notifications: &Notifications,
+) -> impl Fn(&'static str, String) + Send + Sync + Clone + use<> {
+    let (sender, mut receiver) = mpsc::unbounded::<(&'static str, String)>();
+    let notifications = notifications.clone();
+    handle.spawn(async move {
+        while let Some((kind, ctx)) = receiver.next().await {
+            notifications.send(kind, &ctx);
+        }
+    });
+    move |kind, ctx| {
+        // When the control thread has ended, nobody is left to be notified.
+        let _ = sender.unbounded_send((kind, ctx));
+    }
+}
+
+impl PollGroup {
+    fn new(reactors: &Reactors, core: CoreIndex) -> Self {
+        let name = format!("poll_group_{:03}", core.0);
+        Self {
+            core,
+            thread: reactors.create_thread(core, &name),
+            // A /proc that does not tell makes these columns grow from zero, nothing else.
+            cpu_times: CpuTimes::read(reactors.lcore(core)).unwrap_or_default(),
+        }
+    }
+}
