@@ -27,6 +27,8 @@ impl BdevInfo {
     #[must_use]
     pub fn to_json(&self) -> Map<String, Value> {
         let geometry = self.bdev.geometry();
+        let unmap_granularity_blocks =
+            self.bdev.features().unmap_granularity / geometry.block_size.max(1);
         let uuid = self.bdev.uuid().to_string();
         let mut object = Map::new();
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
@@ -35,6 +37,15 @@ impl BdevInfo {
         put("product_name", json!(self.bdev.product_name()));
         put("block_size", json!(geometry.block_size));
         put("num_blocks", json!(geometry.num_blocks));
+        // The devices have no preferences beyond their blocks.
+        put("preferred_write_alignment", json!(0));
+        put("preferred_write_granularity", json!(0));
+        put("optimal_write_size", json!(0));
+        put("preferred_unmap_alignment", json!(0));
+        put(
+            "preferred_unmap_granularity",
+            json!(unmap_granularity_blocks),
+        );
         put("uuid", json!(uuid));
         put("assigned_rate_limits", unlimited());
         put("claimed", json!(self.claim.is_some()));

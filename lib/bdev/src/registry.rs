@@ -4,15 +4,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rnbd_base::Errno;
 use rnbd_mem::{Buffer, Memory, Pages, Span};
-use thiserror::Error;
 
 use crate::bdev::{Bdev, Features};
-use crate::claim::{ClaimInfo, ClaimType, Claims};
+use crate::claim::ClaimType;
 use crate::desc::{Desc, Hold};
 use crate::histogram::{HistogramOptions, HistogramSnapshot};
 use crate::info::BdevInfo;
 use crate::node::Node;
 use crate::stats::{BdevStats, ResetMode};
+
+mod error;
+mod state;
+
+pub use error::RegistryError;
+pub(crate) use state::Holder;
+use state::{Entry, State, Waiter};
 
 /// Size of the buffer that write-zeroes is done from where the device cannot do it.
 const ZEROES_BYTES: usize = 1 << 20;
@@ -22,73 +28,6 @@ const ZEROES_BYTES: usize = 1 << 20;
 pub type OnRemoved = Box<dyn FnOnce(Arc<dyn Bdev>) + Send>;
 
 type Subscriber = Arc<dyn Fn(&BdevEvent) + Send + Sync>;
-
-/// Why the registry refused.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum RegistryError {
-    /// There is no such device.
-    #[error("no bdev is named {name}")]
-    NotFound {
-        /// As asked for.
-        name: String,
-    },
-    /// There is such a device, of another module.
-    #[error("bdev {name} is a {product_name}")]
-    OtherModule {
-        /// As asked for.
-        name: String,
-        /// What it is.
-        product_name: &'static str,
-    },
-    /// The name or UUID is taken.
-    #[error("a bdev named {name} exists already")]
-    Exists {
-        /// The name or UUID.
-        name: String,
-    },
-    /// Its removal has begun.
-    #[error("bdev {name} is being removed")]
-    Removing {
-        /// The device.
-        name: String,
-    },
-    /// A claim forbids it.
-    #[error("bdev {name} is claimed by {claimer} ({claim_type})")]
-    Claimed {
-        /// The device.
-        name: String,
-        /// Who has it.
-        claimer: String,
-        /// How.
-        claim_type: ClaimType,
-    },
-    /// It cannot be claimed because others may write.
-    #[error("bdev {name} is open for writing elsewhere")]
-    Written {
-        /// The device.
-        name: String,
-    },
-    /// The device, or the descriptor, is read-only.
-    #[error("bdev {name} is read-only")]
-    ReadOnly {
-        /// The device.
-        name: String,
-    },
-}
-
-impl RegistryError {
-    /// As SPDK reports it.
-    #[must_use]
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::NotFound { .. } | Self::OtherModule { .. } => Errno::NODEV,
-            Self::Exists { .. } => Errno::EXIST,
-            Self::Removing { .. } => Errno::BUSY,
-            Self::Claimed { .. } | Self::Written { .. } => Errno::PERM,
-            Self::ReadOnly { .. } => Errno::ROFS,
-        }
-    }
-}
 
 /// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,39 +81,6 @@ pub(crate) struct Shared {
     subscribers: Mutex<Vec<Subscriber>>,
 }
 
-#[derive(Default)]
-struct State {
-    entries: Vec<Entry>,
-    waiters: Vec<Waiter>,
-    last_id: u64,
-}
-
-struct Entry {
-    id: u64,
-    bdev: Arc<dyn Bdev>,
-    node: Arc<Node>,
-    descriptors: usize,
-    writers: usize,
-    channels: usize,
-    claims: Option<Claims>,
-    removing: bool,
-    on_removed: Option<OnRemoved>,
-}
-
-struct Waiter {
-    id: u64,
-    name: String,
-    on_arrival: Box<dyn FnOnce() + Send>,
-}
-
-/// What a counted reference is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    Reader,
-    Writer,
-    Channel,
-}
-
 impl Registry {
     /// An empty registry. `memory` is for the zeroes that are written for devices without a
     /// write-zeroes command.
@@ -196,7 +102,8 @@ impl Registry {
     /// not ended.
     pub fn register(&self, bdev: Arc<dyn Bdev>) -> Result<(), RegistryError> {
         let name = bdev.name().to_owned();
-        let arrivals = self.shared.lock().insert(bdev)?;
+        // On failure the device is dropped after the lock: it may hold a descriptor itself.
+        let arrivals = self.shared.lock().insert(&bdev)?;
         self.shared.publish(EventKind::Register, &name);
         for on_arrival in arrivals {
             on_arrival();
@@ -421,7 +328,7 @@ impl Shared {
         self.finish_removal(gone.into_iter().collect());
     }
 
-    /// Returns what the descriptor is now.
+    /// Returns what the descriptor is from now on.
     pub(crate) fn claim(
         &self,
         entry: u64,
@@ -430,14 +337,9 @@ impl Shared {
         claim_type: ClaimType,
         claimer: &str,
     ) -> Result<Holder, RegistryError> {
-        let mut state = self.lock();
-        let entry = state.entry_mut(entry);
-        entry.claim(desc, holder, claim_type, claimer)?;
-        if claim_type.writes() && holder == Holder::Reader {
-            entry.writers += 1;
-            return Ok(Holder::Writer);
-        }
-        Ok(holder)
+        self.lock()
+            .entry_mut(entry)
+            .claim(desc, holder, claim_type, claimer)
     }
 
     /// Zeroes to write from, if a device of these features needs any.
@@ -485,202 +387,6 @@ impl Shared {
         self.subscribers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
-    }
-
-    /// Returns whom to tell.
-    fn insert(
-        &mut self,
-        bdev: Arc<dyn Bdev>,
-    ) -> Result<Vec<Box<dyn FnOnce() + Send>>, RegistryError> {
-        for name in [bdev.name().to_owned(), bdev.uuid().to_string()] {
-            if self.find_mut(&name).is_ok() {
-                return Err(RegistryError::Exists { name });
-            }
-        }
-        let entry = Entry::new(self.next_id(), bdev);
-        let (arrived, waiting) = std::mem::take(&mut self.waiters)
-            .into_iter()
-            .partition(|waiter| entry.answers_to(&waiter.name));
-        self.waiters = waiting;
-        self.entries.push(entry);
-        let arrived: Vec<Waiter> = arrived;
-        Ok(arrived
-            .into_iter()
-            .map(|waiter| waiter.on_arrival)
-            .collect())
-    }
-
-    fn find_mut(&mut self, name: &str) -> Result<&mut Entry, RegistryError> {
-        self.entries
-            .iter_mut()
-            .find(|entry| entry.answers_to(name))
-            .ok_or_else(|| RegistryError::NotFound {
-                name: name.to_owned(),
-            })
-    }
-
-    fn entry_mut(&mut self, id: u64) -> &mut Entry {
-        self.entries
-            .iter_mut()
-            .find(|entry| entry.id == id)
-            .expect("an entry stays until its last holder is gone")
-    }
-
-    /// The device and, directly or not, all that stand on it.
-    fn family_of(&self, name: &str) -> Vec<u64> {
-        let mut family: Vec<&Entry> = self
-            .entries
-            .iter()
-            .filter(|entry| entry.answers_to(name))
-            .collect();
-        let mut next = 0;
-        while let Some(base) = family.get(next).map(|entry| entry.bdev.name().to_owned()) {
-            let stands_on_base = |entry: &&Entry| entry.bdev.base_name() == Some(base.as_str());
-            family.extend(self.entries.iter().filter(stands_on_base));
-            next += 1;
-        }
-        family.into_iter().map(|entry| entry.id).collect()
-    }
-
-    fn names_of(&self, ids: &[u64]) -> Vec<String> {
-        let listed = self.entries.iter().filter(|entry| ids.contains(&entry.id));
-        listed.map(|entry| entry.bdev.name().to_owned()).collect()
-    }
-
-    /// Returns those that nobody holds.
-    fn begin_removal(&mut self, family: &[u64]) -> Vec<Entry> {
-        for &id in family {
-            let entry = self.entry_mut(id);
-            entry.removing = true;
-            entry.node.mark_removed();
-        }
-        family
-            .iter()
-            .filter_map(|&id| self.take_if_gone(id))
-            .collect()
-    }
-
-    fn take_if_gone(&mut self, id: u64) -> Option<Entry> {
-        let at = self.entries.iter().position(|entry| entry.id == id)?;
-        let entry = &self.entries[at];
-        let gone = entry.removing && entry.descriptors == 0 && entry.channels == 0;
-        gone.then(|| self.entries.remove(at))
-    }
-}
-
-impl Entry {
-    fn new(id: u64, bdev: Arc<dyn Bdev>) -> Self {
-        Self {
-            id,
-            bdev,
-            node: Arc::default(),
-            descriptors: 0,
-            writers: 0,
-            channels: 0,
-            claims: None,
-            removing: false,
-            on_removed: None,
-        }
-    }
-
-    fn answers_to(&self, name: &str) -> bool {
-        self.bdev.name() == name || self.bdev.uuid().to_string() == name
-    }
-
-    fn admit(&self, name: &str, write: bool) -> Result<(), RegistryError> {
-        if self.removing {
-            let name = name.to_owned();
-            return Err(RegistryError::NotFound { name });
-        }
-        if !write {
-            return Ok(());
-        }
-        if self.bdev.features().read_only {
-            let name = name.to_owned();
-            return Err(RegistryError::ReadOnly { name });
-        }
-        match &self.claims {
-            Some(claims) => Err(self.claimed(&claims.info())),
-            None => Ok(()),
-        }
-    }
-
-    fn claim(
-        &mut self,
-        desc: u64,
-        holder: Holder,
-        claim_type: ClaimType,
-        claimer: &str,
-    ) -> Result<(), RegistryError> {
-        if let Some(claims) = &self.claims {
-            if !claims.admits(claim_type) || claims.is_held_by(desc) {
-                return Err(self.claimed(&claims.info()));
-            }
-        } else if self.writers > Self::writers_allowed(holder, claim_type) {
-            let name = self.bdev.name().to_owned();
-            return Err(RegistryError::Written { name });
-        }
-        match &mut self.claims {
-            Some(claims) => claims.add(desc, claimer),
-            None => self.claims = Some(Claims::new(claim_type, desc, claimer)),
-        }
-        Ok(())
-    }
-
-    /// How many descriptors may be open for writing when the first claim comes: the claimer's own.
-    fn writers_allowed(holder: Holder, claim_type: ClaimType) -> usize {
-        usize::from(holder == Holder::Writer && claim_type.writes())
-    }
-
-    fn claimed(&self, claim: &ClaimInfo) -> RegistryError {
-        RegistryError::Claimed {
-            name: self.bdev.name().to_owned(),
-            claimer: claim.claimers.join(", "),
-            claim_type: claim.claim_type,
-        }
-    }
-
-    fn count(&mut self, holder: Holder) {
-        match holder {
-            Holder::Channel => self.channels += 1,
-            Holder::Reader => self.descriptors += 1,
-            Holder::Writer => {
-                self.descriptors += 1;
-                self.writers += 1;
-            }
-        }
-    }
-
-    fn release(&mut self, id: u64, holder: Holder) {
-        match holder {
-            Holder::Channel => self.channels -= 1,
-            Holder::Reader => self.descriptors -= 1,
-            Holder::Writer => {
-                self.descriptors -= 1;
-                self.writers -= 1;
-            }
-        }
-        if self.claims.as_mut().is_some_and(|claims| claims.remove(id)) {
-            self.claims = None;
-        }
-    }
-
-    fn info(&self) -> BdevInfo {
-        BdevInfo {
-            bdev: Arc::clone(&self.bdev),
-            descriptors: self.descriptors,
-            writers: self.writers,
-            channels: self.channels,
-            claim: self.claims.as_ref().map(Claims::info),
-            removing: self.removing,
-        }
     }
 }
 

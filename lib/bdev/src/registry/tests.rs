@@ -35,6 +35,16 @@ fn names_and_uuids_are_unique() {
 }
 
 #[test]
+fn a_device_refused_for_its_name_gives_its_base_back() {
+    let rig = Rig::new();
+    rig.null("N0", 8);
+    rig.null("N1", 8);
+    let error = DelayBdev::create(&rig.registry, delay("N1", "N0")).unwrap_err();
+    assert_eq!(error.errno(), Errno::EXIST);
+    rig.registry.open("N0", true).unwrap();
+}
+
+#[test]
 fn devices_are_found_by_name_uuid_and_module() {
     let rig = Rig::new();
     rig.null("N0", 8);

@@ -1,5 +1,7 @@
 //! Devices against a model: an array of bytes.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 use rnbd_mem::{Buffer, Span};
 
@@ -123,18 +125,23 @@ impl Checked {
 
 fn run_on_file(directory: &str, steps: &[Step]) {
     let file = tempfile::NamedTempFile::new_in(directory).unwrap();
-    file.as_file()
-        .set_len(NUM_BLOCKS * BLOCK_BYTES as u64)
-        .unwrap();
+    let bytes = NUM_BLOCKS * BLOCK_BYTES as u64;
+    file.as_file().set_len(bytes).unwrap();
+    run_on_path(file.path(), steps);
+}
+
+fn run_on_path(path: &Path, steps: &[Step]) {
     let rig = Rig::new();
     let options = UringOptions {
         name: "U0".to_owned(),
-        filename: file.path().to_owned(),
+        filename: path.to_owned(),
         ..UringOptions::default()
     };
     UringBdev::create(&rig.registry, &rig.memory, options).unwrap();
     let (_desc, driver) = rig.open("U0", 4);
-    Checked::new(&rig, driver).apply_all(steps);
+    let mut checked = Checked::new(&rig, driver);
+    checked.zero(0, NUM_BLOCKS, IoOp::WriteZeroes { no_unmap: true });
+    checked.apply_all(steps);
 }
 
 proptest! {
@@ -170,6 +177,15 @@ proptest! {
     #[test]
     fn a_file_keeps_what_was_written(steps in steps()) {
         run_on_file(std::env::temp_dir().to_str().unwrap(), &steps);
+    }
+
+    /// Needs a block device that may be overwritten, for example a loop device.
+    #[test]
+    fn a_block_device_keeps_what_was_written(steps in steps()) {
+        match std::env::var_os("RNBD_TEST_BLOCK_DEVICE") {
+            Some(path) => run_on_path(path.as_ref(), &steps),
+            None => eprintln!("skipped: RNBD_TEST_BLOCK_DEVICE names no device"),
+        }
     }
 
     #[test]
