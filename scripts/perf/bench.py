@@ -1,0 +1,355 @@
+"""Side-by-side benchmark; see scripts/bench.sh. Prints Markdown."""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+BIN = REPO / "target" / "release"
+TARGET_CORE, INITIATOR_CORE = 0, 1
+DEVICE_MIB = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    rw: str
+    block: int
+    depth: int
+
+    def __str__(self):
+        return f"{self.block // 1024}K {self.rw} depth {self.depth}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave; latencies in microseconds."""
+
+    iops: float
+    p50: float
+    p99: float
+
+
+CASES = [
+    *(Case(rw, 4096, depth) for rw in ("randread", "randwrite") for depth in (1, 32, 128)),
+    *(Case(rw, 128 * 1024, 32) for rw in ("read", "write")),
+]
+
+
+def pinned(core, *command):
+    """The command line that runs `command` on one core."""
+    return ["taskset", "-c", str(core), *map(str, command)]
+
+
+def free_port():
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(ready, what, seconds=20):
+    """Returns when `ready()` is true; ends the program when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            sys.exit(f"{what} did not come up within {seconds} s")
+        time.sleep(0.05)
+
+
+def listens(port):
+    """Whether somebody accepts connections on `port`."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Server:
+    """A process that runs as long as the `with` block."""
+
+    def __init__(self, command, log):
+        self.log = open(log, "w")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+class Rnbd:
+    """rnbd_tgt and rnbd_perf over TCP."""
+
+    name = "rnbd TCP"
+
+    def __init__(self, work):
+        self.work = work
+        self.port = free_port()
+
+    def serve(self):
+        """The target, exporting a malloc bdev."""
+        config = self.work / "target.json"
+        config.write_text(json.dumps(self.config()))
+        command = [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "tgt.sock", "-c", config]
+        server = Server(list(map(str, command)), self.work / "tgt.log")
+        wait_for(lambda: listens(self.port), "rnbd_tgt")
+        return server
+
+    def config(self):
+        """The target's configuration: a list of RPC calls."""
+        malloc = {"name": "Malloc0", "num_blocks": DEVICE_MIB * 2048, "block_size": 512}
+        address = {"trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": str(self.port)}
+        export = {"device_path": "disk0", "bdev_name": "Malloc0", "allow_any_host": True}
+        calls = {
+            "bdev": [("bdev_malloc_create", malloc)],
+            "rtrs": [("rtrs_create_transport", {"trtype": "TCP"})],
+            "rnbd": [
+                ("rnbd_create_export", export),
+                ("rtrs_add_listener", {"listen_address": address}),
+            ],
+        }
+        return {
+            "subsystems": [
+                {"subsystem": name, "config": [{"method": m, "params": p} for m, p in entries]}
+                for name, entries in calls.items()
+            ]
+        }
+
+    def run(self, case, seconds):
+        """One run of the load generator."""
+        out = self.work / "perf.json"
+        attach = f"trtype=TCP,traddr=127.0.0.1,trsvcid={self.port},device=disk0"
+        command = [BIN / "rnbd_perf", "-m", f"[{INITIATOR_CORE}]", "--attach", attach]
+        command += ["-q", case.depth, "-o", case.block, "-w", case.rw, "-t", seconds, "--json", out]
+        check(list(map(str, command)), self.work / "perf.log")
+        job = json.loads(out.read_text())["results"][0]
+        return Result(job["iops"], job["p50_latency_us"], job["p99_latency_us"])
+
+
+class Nbdkit:
+    """nbdkit's memory plugin and fio's nbd engine."""
+
+    def __init__(self, work, unix):
+        self.work = work
+        self.unix = unix
+        self.name = "nbdkit " + ("Unix" if unix else "TCP")
+        self.port = free_port()
+        self.socket = work / "nbd.sock"
+
+    def serve(self):
+        """nbdkit with as much memory as the others have."""
+        where = ["-U", self.socket] if self.unix else ["-i", "127.0.0.1", "-p", self.port]
+        command = pinned(TARGET_CORE, "nbdkit", "-f", *where, "memory", f"{DEVICE_MIB}M")
+        server = Server(command, self.work / "nbdkit.log")
+        wait_for(self.socket.exists if self.unix else lambda: listens(self.port), "nbdkit")
+        return server
+
+    def run(self, case, seconds):
+        """One run of fio."""
+        uri = f"nbd+unix:///?socket={self.socket}" if self.unix else f"nbd://127.0.0.1:{self.port}"
+        job = [f"--rw={case.rw}", f"--bs={case.block}", f"--iodepth={case.depth}", f"--uri={uri}"]
+        fixed = ["--name=job", "--ioengine=nbd", "--time_based", "--output-format=json"]
+        command = pinned(INITIATOR_CORE, "fio", *fixed, f"--runtime={seconds}", f"--size={DEVICE_MIB}M", *job)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.work)
+        return fio_result(json.loads(done.stdout[done.stdout.index("{"):]), case)
+
+
+def fio_result(report, case):
+    """The figures of fio's first job."""
+    side = report["jobs"][0]["read" if "read" in case.rw else "write"]
+    percentile = side["clat_ns"]["percentile"]
+    return Result(side["iops"], percentile["50.000000"] / 1e3, percentile["99.000000"] / 1e3)
+
+
+class Spdk:
+    """SPDK's NVMe/TCP target and bdevperf, from a build of it."""
+
+    name = "SPDK NVMe/TCP"
+
+    def __init__(self, work, build):
+        self.work = work
+        self.build = pathlib.Path(build)
+        self.port = free_port()
+
+    def serve(self):
+        """spdk_tgt or nvmf_tgt with a malloc bdev in one subsystem."""
+        config = self.work / "spdk.json"
+        config.write_text(json.dumps(self.config()))
+        command = [self.build / "build/bin/nvmf_tgt", "-m", f"[{TARGET_CORE}]", "--no-huge", "-s", "2048"]
+        command += ["-r", self.work / "spdk.sock", "-c", config]
+        server = Server(list(map(str, command)), self.work / "spdk.log")
+        wait_for(lambda: listens(self.port), "nvmf_tgt")
+        return server
+
+    def config(self):
+        """The target's configuration."""
+        nqn = "nqn.2016-06.io.spdk:cnode1"
+        address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(self.port)}
+        malloc = {"name": "Malloc0", "num_blocks": DEVICE_MIB * 2048, "block_size": 512}
+        nvmf = [
+            ("nvmf_create_transport", {"trtype": "TCP"}),
+            ("nvmf_create_subsystem", {"nqn": nqn, "allow_any_host": True, "serial_number": "0"}),
+            ("nvmf_subsystem_add_ns", {"nqn": nqn, "namespace": {"bdev_name": "Malloc0"}}),
+            ("nvmf_subsystem_add_listener", {"nqn": nqn, "listen_address": address}),
+        ]
+        return {
+            "subsystems": [
+                {"subsystem": "bdev", "config": [{"method": "bdev_malloc_create", "params": malloc}]},
+                {"subsystem": "nvmf", "config": [{"method": m, "params": p} for m, p in nvmf]},
+            ]
+        }
+
+    def run(self, case, seconds):
+        """One run of bdevperf."""
+        params = {
+            "name": "Nvme0", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
+            "trsvcid": str(self.port), "subnqn": "nqn.2016-06.io.spdk:cnode1",
+        }
+        attach = {"method": "bdev_nvme_attach_controller", "params": params}
+        config = self.work / "bdevperf.json"
+        config.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": [attach]}]}))
+        command = [self.build / "build/examples/bdevperf", "-m", f"[{INITIATOR_CORE}]", "--no-huge", "-s", 2048]
+        command += ["-r", self.work / "bdevperf.sock", "-c", config, "-q", case.depth, "-o", case.block]
+        command += ["-w", case.rw, "-t", seconds, "-l"]
+        log = self.work / "bdevperf.log"
+        check(list(map(str, command)), log)
+        return bdevperf_result(log.read_text())
+
+
+def bdevperf_result(text):
+    """The figures of bdevperf's table and latency summary."""
+    total = next(line for line in text.splitlines() if line.strip().startswith("Total"))
+    iops = float(total.split(":")[1].split()[0])
+    latency = {
+        line.split("%")[0].strip(): float(line.split(":")[1].strip().removesuffix("us"))
+        for line in text.splitlines()
+        if "% :" in line and line.strip().endswith("us")
+    }
+    return Result(iops, latency["50.00000"], latency["99.00000"])
+
+
+def check(command, log):
+    """Runs `command`; shows what it printed if it fails."""
+    with open(log, "w") as out:
+        if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT).returncode != 0:
+            sys.exit(f"{' '.join(command)} failed:\n{pathlib.Path(log).read_text()[-2000:]}")
+
+
+def median(results):
+    """The median of each figure."""
+    return Result(*(statistics.median(getattr(r, name) for r in results) for name in ("iops", "p50", "p99")))
+
+
+def measure(server, runs, seconds):
+    """The median result of every case."""
+    results = {}
+    with server.serve():
+        for case in CASES:
+            results[case] = median([server.run(case, seconds) for _ in range(runs)])
+            result = results[case]
+            print(f"{server.name}: {case}: {result.iops:.0f} IOPS", file=sys.stderr)
+    return results
+
+
+def cell(result):
+    """One cell of the table."""
+    return f"{result.iops / 1e3:.1f} k, p50 {result.p50:.0f}, p99 {result.p99:.0f}"
+
+
+def table(servers, results):
+    """The table, one row a case, with the ratio of IOPS of the first server to each other one."""
+    first, *others = servers
+    heads = [s.name for s in servers] + [f"{first.name} : {s.name}" for s in others]
+    lines = ["| kIOPS, latency µs | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    for case in CASES:
+        mine = results[first][case]
+        cells = [cell(results[s][case]) for s in servers]
+        cells += [f"{mine.iops / results[s][case].iops:.2f}" for s in others]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def instructions(work):
+    """Instructions per I/O of target and initiator, user space only, counted by callgrind."""
+    if not shutil.which("valgrind"):
+        sys.exit("valgrind is needed for --instructions")
+    lines = ["| instructions per I/O, user space | target | initiator |", "| --- | --- | --- |"]
+    for rw in ("randread", "randwrite"):
+        few, many = (count_instructions(work, rw, ios) for ios in (20_000, 60_000))
+        per_io = [(b - a) / 40_000 for a, b in zip(few, many)]
+        lines.append(f"| 4K {rw} depth 32 | {per_io[0]:.0f} | {per_io[1]:.0f} |")
+    return "\n".join(lines)
+
+
+def count_instructions(work, rw, ios):
+    """What both sides execute for a whole run of `ios` I/Os; idle polls are not counted."""
+    rnbd = Rnbd(work)
+    config = work / "target.json"
+    config.write_text(json.dumps(rnbd.config()))
+    grind = ["valgrind", "--tool=callgrind", "--compress-strings=no"]
+    counts = []
+    target_out, perf_out = work / "callgrind.target", work / "callgrind.perf"
+    target = [*grind, f"--callgrind-out-file={target_out}", BIN / "rnbd_tgt", "-m", "[0]", "--reactor-mode",
+              "adaptive", "-r", work / "grind.sock", "-c", config]
+    with Server(list(map(str, target)), work / "grind.log"):
+        wait_for(lambda: listens(rnbd.port), "rnbd_tgt under valgrind", 120)
+        attach = f"trtype=TCP,traddr=127.0.0.1,trsvcid={rnbd.port},device=disk0"
+        perf = [*grind, f"--callgrind-out-file={perf_out}", BIN / "rnbd_perf", "-m", "[1]", "--reactor-mode",
+                "adaptive", "--attach", attach, "-q", 32, "-o", 4096, "-w", rw, "--ios", ios]
+        check(list(map(str, perf)), work / "perf.log")
+    for out in (target_out, perf_out):
+        totals = [line for line in out.read_text().splitlines() if line.startswith("totals:")]
+        counts.append(int(totals[0].split()[1]))
+    return counts
+
+
+def machine():
+    """What it ran on."""
+    model = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
+    return f"{os.cpu_count()} cores of {model}, Linux {os.uname().release}"
+
+
+def main():
+    """Parses the command line, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each case; the median counts")
+    parser.add_argument("--seconds", type=int, default=10, help="length of a run")
+    parser.add_argument("--spdk", metavar="DIR", help="a built SPDK tree to measure too")
+    parser.add_argument("--instructions", action="store_true", help="count instructions per I/O instead")
+    parser.add_argument("--out", help="write the report to this file too")
+    args = parser.parse_args()
+    if os.cpu_count() < 2:
+        sys.exit("two cores are needed: one for the target, one for the initiator")
+    with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
+        work = pathlib.Path(folder)
+        if args.instructions:
+            report = instructions(work)
+        else:
+            servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
+            servers += [Spdk(work, args.spdk)] if args.spdk else []
+            results = {server: measure(server, args.runs, args.seconds) for server in servers}
+            report = table(servers, results)
+    report = f"{machine()}; medians of {args.runs} runs of {args.seconds} s.\n\n{report}\n"
+    print(report)
+    if args.out:
+        pathlib.Path(args.out).write_text(report)
+
+
+if __name__ == "__main__":
+    main()
