@@ -10,8 +10,8 @@ use crate::Rpc;
 use crate::control_loop::{Interest, Watch};
 use crate::envelope::{BadRequest, Incoming, Request};
 use crate::framing::{Malformed, Scanner};
-use crate::outbox::{Batch, Destination, Outbox};
 use crate::gate::{GateState, Ticket};
+use crate::outbox::{Batch, Destination, Outbox};
 
 /// What a connection may have sent without completing a value.
 const RECEIVE_BYTES_MAX: usize = 256 << 10;

@@ -170,7 +170,6 @@ impl Handle {
     }
 
     /// Is done when `span` has passed.
-    #[must_use]
     pub fn sleep(&self, span: Duration) -> Sleep {
         Sleep::new(self.clone(), Instant::now() + span)
     }
@@ -207,7 +206,11 @@ impl Shared {
             return;
         };
         let waker: Waker = task_waker.to_waker();
-        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        if task
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
             let mut tasks = self.tasks.borrow_mut();
             tasks.waiting.insert(id, (task, task_waker));
         }

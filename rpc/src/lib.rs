@@ -45,7 +45,5 @@ pub use error::RpcError;
 pub use notifications::{Notification, Notifications};
 pub use registry::{Params, RegisterError, Registry, RpcResult};
 pub use rpc::Rpc;
-pub use schema::{
-    Array, Enum, EnumField, Method, MethodError, Object, Param, Schema, State, Type,
-};
+pub use schema::{Array, Enum, EnumField, Method, MethodError, Object, Param, Schema, State, Type};
 pub use server::{ListenError, RpcServer};

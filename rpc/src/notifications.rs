@@ -105,9 +105,9 @@ impl Notifications {
             let this = this.clone();
             async move {
                 let wanted: GetNotifications = params.decode()?;
-                let max = wanted.max.map_or(KEPT_MAX, |max| {
-                    usize::try_from(max).unwrap_or(KEPT_MAX)
-                });
+                let max = wanted
+                    .max
+                    .map_or(KEPT_MAX, |max| usize::try_from(max).unwrap_or(KEPT_MAX));
                 Ok(json!(this.since(wanted.id, max)) as Value)
             }
         });
@@ -118,7 +118,10 @@ fn shortened(text: &str) -> String {
     if text.len() <= TEXT_BYTES_MAX {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(TEXT_BYTES_MAX - ELLIPSIS.len());
+    let room = TEXT_BYTES_MAX - ELLIPSIS.len();
+    let end = (0..=room)
+        .rfind(|&end| text.is_char_boundary(end))
+        .unwrap_or(0);
     format!("{}{ELLIPSIS}", &text[..end])
 }
 

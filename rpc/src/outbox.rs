@@ -109,7 +109,10 @@ impl Destination {
 }
 
 fn limited(id: &Id, reply: Option<String>) -> Option<String> {
-    if reply.as_ref().is_none_or(|reply| reply.len() < REPLY_BYTES_MAX) {
+    if reply
+        .as_ref()
+        .is_none_or(|reply| reply.len() < REPLY_BYTES_MAX)
+    {
         return reply;
     }
     let text = format!("the reply has more than {REPLY_BYTES_MAX} bytes");

@@ -99,7 +99,6 @@ impl Drop for RpcServer {
     }
 }
 
-
 /// Accepts clients until the server ends.
 async fn accept(rpc: Rpc, ticket: Ticket, listener: Watch<UnixListener>) {
     while poll_fn(|context| poll_may_accept(context, &ticket)).await {

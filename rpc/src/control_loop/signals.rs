@@ -43,6 +43,10 @@ impl Signals {
 
 impl Source {
     fn new(handle: &Handle, signal: i32) -> io::Result<Self> {
+        if signal_hook::consts::FORBIDDEN.contains(&signal) {
+            let text = format!("signal {signal} cannot be taken");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let (receiver, sender) = UnixStream::pair()?;
         receiver.set_nonblocking(true)?;
         let registration = signal_hook::low_level::pipe::register(signal, sender)?;
@@ -59,7 +63,11 @@ impl Source {
             if matches!((&mut self.receiver.get()).read(&mut [0; 64]), Ok(1..)) {
                 return Some(self.signal);
             }
-            if self.receiver.poll_ready(context, Interest::READ).is_pending() {
+            if self
+                .receiver
+                .poll_ready(context, Interest::READ)
+                .is_pending()
+            {
                 return None;
             }
         }

@@ -40,7 +40,10 @@ impl Schema {
 
     fn write_method(&self, text: &mut String, method: &Method) {
         let name = &method.name;
-        line(text, &format!("## {name}\n\n{}\n", method.description.trim()));
+        line(
+            text,
+            &format!("## {name}\n\n{}\n", method.description.trim()),
+        );
         if let Some(alias) = &method.alias {
             line(text, &format!("Deprecated name: `{alias}`.\n"));
         }
@@ -48,7 +51,10 @@ impl Schema {
         if method.params.is_empty() {
             line(text, "No parameters.\n");
         } else {
-            line(text, "| Parameter | Type | Default | Description |\n| --- | --- | --- | --- |");
+            line(
+                text,
+                "| Parameter | Type | Default | Description |\n| --- | --- | --- | --- |",
+            );
             self.write_params(text, &method.params, "");
             text.push('\n');
         }
@@ -72,7 +78,10 @@ impl Schema {
             };
             let kind = self.type_text(param);
             let description = param.description.trim();
-            line(text, &format!("| `{name}` | {kind} | {default} | {description} |"));
+            line(
+                text,
+                &format!("| `{name}` | {kind} | {default} | {description} |"),
+            );
             let (inner, prefix) = match param.kind {
                 Type::Object => (param.class.as_deref(), format!("{name}.")),
                 Type::Array => (self.item_object(param), format!("{name}[].")),
@@ -93,7 +102,9 @@ impl Schema {
         let class = param.class.as_deref().unwrap_or_default();
         match param.kind {
             Type::Enum => self.words(class),
-            Type::Array => self.array(class).map_or_else(String::new, |a| self.array_text(a)),
+            Type::Array => self
+                .array(class)
+                .map_or_else(String::new, |a| self.array_text(a)),
             kind => format!("{}{}", kind.name(), limits(param)),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::{Array, Method, Object, Param, Schema, Type};
+use super::{Array, Method, Param, Schema, Type};
 use crate::RpcError;
 
 /// The name of a value that is no member of its own.
@@ -79,15 +79,18 @@ impl Schema {
     ) -> Result<Value, String> {
         let class = class.unwrap_or_default();
         match (kind, value) {
-            (Type::String, value @ Value::String(_))
-            | (Type::Boolean, value @ Value::Bool(_)) => Ok(value),
+            (Type::String, value @ Value::String(_)) | (Type::Boolean, value @ Value::Bool(_)) => {
+                Ok(value)
+            }
             (Type::String, _) => Err(format!("'{path}' must be a string")),
             (Type::Boolean, _) => Err(format!("'{path}' must be true or false")),
             (Type::Uuid, Value::String(text)) if is_uuid(&text) => Ok(Value::String(text)),
             (Type::Uuid, _) => Err(format!("'{path}' must be a UUID")),
-            (Type::Enum, value) => self.check_word(class, value, path),
+            (Type::Enum, value) => self.check_word(class, &value, path),
             (Type::Object, Value::Object(members)) => {
-                let fields = self.object(class).map_or(&[][..], |object| &object.fields[..]);
+                let fields = self
+                    .object(class)
+                    .map_or(&[][..], |object| &object.fields[..]);
                 self.check_members(fields, members, path).map(Value::Object)
             }
             (Type::Object, _) => Err(format!("'{path}' must be an object")),
@@ -97,13 +100,18 @@ impl Schema {
         }
     }
 
-    fn check_word(&self, class: &str, value: Value, path: &str) -> Result<Value, String> {
+    /// The word as the schema spells it, in whatever case it was given.
+    fn check_word(&self, class: &str, value: &Value, path: &str) -> Result<Value, String> {
         let fields = self.enumeration(class).map_or(&[][..], |e| &e.fields[..]);
-        let words: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();
-        if value.as_str().is_some_and(|word| words.contains(&word)) {
-            return Ok(value);
+        let words = fields.iter().map(|field| field.name.as_str());
+        let given = value.as_str().unwrap_or_default();
+        match words.clone().find(|word| word.eq_ignore_ascii_case(given)) {
+            Some(word) => Ok(word.into()),
+            None => {
+                let known: Vec<&str> = words.collect();
+                Err(format!("'{path}' must be one of {}", known.join(", ")))
+            }
         }
-        Err(format!("'{path}' must be one of {}", words.join(", ")))
     }
 
     fn check_items(&self, class: &str, items: Vec<Value>, path: &str) -> Result<Value, String> {
@@ -125,7 +133,6 @@ impl Schema {
     }
 }
 
-
 impl Type {
     /// The least and the greatest value of an integer type.
     #[must_use]
@@ -146,7 +153,9 @@ fn check_number(kind: Type, value: &Value, path: &str) -> Result<Value, String> 
     let number = integer(value).filter(|&n| in_range(n, least, greatest));
     match number {
         Some(number) => Ok(to_value(number)),
-        None => Err(format!("'{path}' must be an integer from {least} to {greatest}")),
+        None => Err(format!(
+            "'{path}' must be an integer from {least} to {greatest}"
+        )),
     }
 }
 
@@ -184,7 +193,10 @@ fn integer(value: &Value) -> Option<i128> {
     }
     let float = number.as_f64()?;
     let is_exact = float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0;
-    #[expect(clippy::cast_possible_truncation, reason = "an exact integer of at most 2^53")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an exact integer of at most 2^53"
+    )]
     is_exact.then_some(float as i128)
 }
 
