@@ -131,10 +131,12 @@ mod tsc {
                 .is_ok_and(|name| COUNTER_SOURCES.contains(&name.trim()))
     }
 
-    /// Leaf 0x8000_0007, bit 8 of EDX: the counter ticks at one rate in all power states.
+    /// Whether it ticks at one rate in all power states.
     fn is_invariant() -> bool {
-        let highest = std::arch::x86_64::__cpuid(0x8000_0000).eax;
-        highest >= 0x8000_0007 && std::arch::x86_64::__cpuid(0x8000_0007).edx & (1 << 8) != 0
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let flags = text.lines().find(|line| line.starts_with("flags"));
+        let flags: Vec<&str> = flags.unwrap_or_default().split_whitespace().collect();
+        flags.contains(&"constant_tsc") && flags.contains(&"nonstop_tsc")
     }
 
     pub(super) fn read() -> u64 {
