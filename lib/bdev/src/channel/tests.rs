@@ -252,3 +252,25 @@ fn buffers_must_be_aligned_as_the_device_says() {
     let on = buffer.span().slice(512, 512).unwrap();
     modest.driver.run(&read(0, 1, on)).unwrap();
 }
+
+#[test]
+fn memory_is_read_in_place_within_its_end_and_counted() {
+    let rig = Rig::new();
+    rig.malloc("ram", 8);
+    rig.null("null", 8);
+    let (_ram, mut ram) = rig.open("ram", 4);
+    let buffer = rig.buffer(1024);
+    buffer.span().fill(7);
+    ram.run(&write(3, 2, buffer.span().slice(0, 1024).unwrap()))
+        .unwrap();
+    let data = ram.channel.read_in_place(3, 2).unwrap();
+    let mut bytes = [0; 1024];
+    data.read_at(0, &mut bytes);
+    assert_eq!((data.len(), bytes), (1024, [7; 1024]));
+    assert_eq!(ram.channel.read_in_place(7, 2), Err(Errno::INVAL));
+    assert_eq!(ram.channel.read_in_place(u64::MAX, 2), Err(Errno::INVAL));
+    let stats = rig.registry.stats("ram").unwrap().total;
+    assert_eq!(stats.kind(IoKind::Read).bytes, 1024);
+    let (_null, mut null) = rig.open("null", 4);
+    assert_eq!(null.channel.read_in_place(0, 1), Err(Errno::OPNOTSUPP));
+}
