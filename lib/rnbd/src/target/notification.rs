@@ -1,0 +1,110 @@
+use std::any::Any;
+
+/// What happened on a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notification {
+    /// A session's first path is up.
+    SessionConnected {
+        /// The session.
+        sessname: String,
+    },
+    /// A session's last path is gone, and all its devices are closed.
+    SessionDisconnected {
+        /// The session.
+        sessname: String,
+    },
+    /// A path is up.
+    PathUp {
+        /// The session.
+        sessname: String,
+        /// `client@server`.
+        path: String,
+    },
+    /// A path that was up is closing.
+    PathDown {
+        /// The session.
+        sessname: String,
+        /// `client@server`.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// A client was silent at a look.
+    HeartbeatMissed {
+        /// The session.
+        sessname: String,
+        /// `client@server`.
+        path: String,
+    },
+    /// A device was opened.
+    DeviceOpened {
+        /// The session.
+        sessname: String,
+        /// The name asked for.
+        device: String,
+    },
+    /// A device was closed.
+    DeviceClosed {
+        /// The session.
+        sessname: String,
+        /// The name asked for.
+        device: String,
+    },
+}
+
+impl Notification {
+    /// Its type in `notify_get_types`.
+    #[must_use]
+    pub fn notification_type(&self) -> &'static str {
+        match self {
+            Self::SessionConnected { .. } => "rtrs_session_connected",
+            Self::SessionDisconnected { .. } => "rtrs_session_disconnected",
+            Self::PathUp { .. } => "rtrs_path_up",
+            Self::PathDown { .. } => "rtrs_path_down",
+            Self::HeartbeatMissed { .. } => "rtrs_heartbeat_missed",
+            Self::DeviceOpened { .. } => "rnbd_device_opened",
+            Self::DeviceClosed { .. } => "rnbd_device_closed",
+        }
+    }
+
+    /// Its context: `name`, `name:path` or `name:path:cause`.
+    #[must_use]
+    pub fn ctx(&self) -> String {
+        match self {
+            Self::SessionConnected { sessname } | Self::SessionDisconnected { sessname } => {
+                sessname.clone()
+            }
+            Self::PathUp { sessname, path } | Self::HeartbeatMissed { sessname, path } => {
+                format!("{sessname}:{path}")
+            }
+            Self::PathDown {
+                sessname,
+                path,
+                cause,
+            } => format!("{sessname}:{path}:{cause}"),
+            Self::DeviceOpened { sessname, device } | Self::DeviceClosed { sessname, device } => {
+                format!("{sessname}:{device}")
+            }
+        }
+    }
+}
+
+/// Hears what happens on a target. Called on reactors, so it must not block.
+pub trait Sink: Send + Sync {
+    /// Something happened.
+    fn notify(&self, notification: Notification);
+
+    /// Memory or a device is no longer needed. Freeing it may take long: an implementation hands
+    /// it to a thread that may block.
+    fn dispose(&self, garbage: Box<dyn Any + Send>) {
+        drop(garbage);
+    }
+}
+
+/// Hears nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IgnoreNotifications;
+
+impl Sink for IgnoreNotifications {
+    fn notify(&self, _notification: Notification) {}
+}

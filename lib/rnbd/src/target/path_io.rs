@@ -1,0 +1,298 @@
+//! What a path has on the fabric and in memory.
+
+use std::collections::VecDeque;
+
+use rnbd_base::{Errno, Nanos};
+use rnbd_bdev::{BdevIo, IoOp};
+use rnbd_fabric::{ConnId, DomainId, MemoryKey, QpLimits, Sge, WindowId};
+use rnbd_mem::{Buffer, ChunkPool, Memory, MemoryError, Pages, Span};
+use rnbd_rtrs::srv::{Config, PathKey, SessionKey};
+use rnbd_wire::limits::SERVICE_QUEUE_DEPTH;
+use rnbd_wire::rtrs::{InfoReq, InfoRsp, RkeyRsp};
+
+/// Work requests that one answer takes at most: data, bind, invalidate, immediate.
+pub(super) const ANSWER_WRS: u32 = 4;
+/// Beside requests: heartbeats and their acknowledgements.
+const HEARTBEAT_RECVS: u32 = 16;
+/// Executed work requests are reported at least every so many.
+const SIGNAL_INTERVAL_MAX: u32 = 64;
+
+/// The message buffer: INFO_REQ, then one RKEY_RSP per chunk, then INFO_RSP.
+const RKEY_RSP_OFFSET: usize = 512;
+
+const _: () = assert!(InfoReq::BYTES <= RKEY_RSP_OFFSET);
+
+/// A path's resources. Dropped only when all its connections are closed and no I/O is in flight,
+/// so that nothing touches its memory any more.
+#[derive(Debug)]
+pub(super) struct PathIo {
+    pub(super) key: PathKey,
+    pub(super) session: SessionKey,
+    pub(super) name: String,
+    pub(super) domain: Option<DomainId>,
+    pub(super) chunk_key: Option<MemoryKey>,
+    pub(super) message_key: Option<MemoryKey>,
+    pub(super) windows: Vec<WindowId>,
+    pub(super) requests: Box<[RequestIo]>,
+    pub(super) memory: PathMemory,
+    cons: Box<[Option<Con>]>,
+    /// Answers on their way that send a device's memory in place, by device.
+    sending: Vec<u32>,
+}
+
+/// The memory of a path, kept together to be disposed of together.
+#[derive(Debug)]
+pub(super) struct PathMemory {
+    pub(super) chunks: ChunkPool,
+    messages: Buffer,
+}
+
+/// A connection of a path.
+#[derive(Debug)]
+pub(super) struct Con {
+    pub(super) conn: ConnId,
+    /// Work requests that may still be posted.
+    credits: u32,
+    /// Posted since the last signalled one.
+    unsignaled: u32,
+    signal_interval: u32,
+    /// Answers that wait for credits.
+    pub(super) parked: VecDeque<(u16, Result<(), Errno>)>,
+}
+
+/// What the shard keeps of a request in flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestIo {
+    /// The device that it does I/O on.
+    pub(super) device: usize,
+    /// What it does there.
+    pub(super) op: IoOp,
+    /// Bytes that it covers.
+    pub(super) bytes: u64,
+    /// When it arrived.
+    pub(super) started: Nanos,
+    /// To be submitted when the flush before it is done.
+    pub(super) after_flush: Option<BdevIo>,
+    /// Where the data of its answer is.
+    pub(super) source: Source,
+}
+
+/// Where the data of an answer is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// In the request's chunk.
+    Chunk,
+    /// In the device's own memory.
+    InPlace(Span),
+}
+
+impl RequestIo {
+    const IDLE: Self = Self {
+        device: 0,
+        op: IoOp::Flush,
+        bytes: 0,
+        started: Nanos::ZERO,
+        after_flush: None,
+        source: Source::Chunk,
+    };
+}
+
+impl PathIo {
+    pub(super) fn new(
+        key: PathKey,
+        session: SessionKey,
+        name: String,
+        cid_num: u16,
+        config: &Config,
+        memory: PathMemory,
+    ) -> Self {
+        Self {
+            key,
+            session,
+            name,
+            domain: None,
+            chunk_key: None,
+            message_key: None,
+            windows: Vec::new(),
+            requests: vec![RequestIo::IDLE; usize::from(config.queue_depth)].into(),
+            memory,
+            cons: (0..cid_num).map(|_| None).collect(),
+            sending: Vec::new(),
+        }
+    }
+
+    pub(super) fn con(&self, cid: u16) -> Option<&Con> {
+        self.cons.get(usize::from(cid))?.as_ref()
+    }
+
+    pub(super) fn con_mut(&mut self, cid: u16) -> Option<&mut Con> {
+        self.cons.get_mut(usize::from(cid))?.as_mut()
+    }
+
+    pub(super) fn add_con(&mut self, cid: u16, con: Con) {
+        if let Some(place) = self.cons.get_mut(usize::from(cid)) {
+            *place = Some(con);
+        }
+    }
+
+    pub(super) fn remove_con(&mut self, cid: u16) {
+        if let Some(place) = self.cons.get_mut(usize::from(cid)) {
+            *place = None;
+        }
+    }
+
+    pub(super) fn cid_num(&self) -> u16 {
+        u16::try_from(self.cons.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The start of a chunk, `bytes` long.
+    pub(super) fn chunk_sge(&self, msg_id: u16, bytes: usize) -> Option<Sge> {
+        let span = self
+            .memory
+            .chunks
+            .chunk(usize::from(msg_id))?
+            .slice(0, bytes)?;
+        let lkey = self.chunk_key?.lkey;
+        Some(Sge { span, lkey })
+    }
+
+    /// Where INFO_REQ is received.
+    pub(super) fn info_req_sge(&self) -> Option<Sge> {
+        self.message_sge(0, InfoReq::BYTES)
+    }
+
+    /// INFO_RSP, copied to where it is sent from.
+    pub(super) fn info_rsp_sge(&self, message: &[u8]) -> Option<Sge> {
+        let offset = RKEY_RSP_OFFSET + RkeyRsp::BYTES * self.requests.len();
+        self.write_message(offset, message)
+    }
+
+    /// The RKEY_RSP of a chunk, copied to where it is sent from.
+    pub(super) fn rkey_rsp_sge(&self, rsp: RkeyRsp) -> Option<Sge> {
+        let offset = RKEY_RSP_OFFSET + RkeyRsp::BYTES * usize::from(rsp.buf_id);
+        self.write_message(offset, &rsp.to_bytes())
+    }
+
+    fn write_message(&self, offset: usize, message: &[u8]) -> Option<Sge> {
+        let sge = self.message_sge(offset, message.len())?;
+        sge.span.write_at(0, message);
+        Some(sge)
+    }
+
+    fn message_sge(&self, offset: usize, bytes: usize) -> Option<Sge> {
+        let span = self.memory.messages.span().slice(offset, bytes)?;
+        let lkey = self.message_key?.lkey;
+        Some(Sge { span, lkey })
+    }
+
+    /// All messages, to be registered.
+    pub(super) fn messages(&self) -> Span {
+        self.memory.messages.span()
+    }
+
+    // Devices whose memory is sent in place.
+
+    pub(super) fn make_room_for_device(&mut self, device: usize) {
+        if self.sending.len() <= device {
+            self.sending.resize(device + 1, 0);
+        }
+    }
+
+    pub(super) fn on_sending(&mut self, device: usize) {
+        self.make_room_for_device(device);
+        self.sending[device] += 1;
+    }
+
+    pub(super) fn on_sent(&mut self, device: usize) {
+        if let Some(count) = self.sending.get_mut(device) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn is_sending(&self, device: usize) -> bool {
+        self.sending.get(device).is_some_and(|&count| count > 0)
+    }
+}
+
+impl PathMemory {
+    pub(super) fn new(
+        memory: &Memory,
+        owner: &str,
+        config: &Config,
+        pages: Pages,
+    ) -> Result<Self, MemoryError> {
+        let count = usize::from(config.queue_depth);
+        let chunk_bytes = usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX);
+        let message_bytes =
+            RKEY_RSP_OFFSET + RkeyRsp::BYTES * count + InfoRsp::bytes(config.queue_depth);
+        Ok(Self {
+            chunks: ChunkPool::new(memory, owner, count, chunk_bytes, pages)?,
+            messages: memory.alloc(owner, message_bytes, Pages::Small)?,
+        })
+    }
+}
+
+impl Con {
+    pub(super) fn new(conn: ConnId, config: &Config) -> Self {
+        let credits = send_credits(config);
+        Self {
+            conn,
+            credits,
+            unsignaled: 0,
+            signal_interval: (credits / 2).min(SIGNAL_INTERVAL_MAX),
+            parked: VecDeque::with_capacity(usize::from(config.queue_depth)),
+        }
+    }
+
+    /// Whether an answer can be posted now, and none waits before it.
+    pub(super) fn may_answer(&self) -> bool {
+        self.parked.is_empty() && self.has_credits_for_answer()
+    }
+
+    pub(super) fn has_credits_for_answer(&self) -> bool {
+        self.credits >= ANSWER_WRS
+    }
+
+    /// Whether a message that belongs to no request can be posted; answers come first.
+    pub(super) fn may_send(&self) -> bool {
+        self.credits > ANSWER_WRS
+    }
+
+    /// A work request that is not the last of its chain is posted.
+    pub(super) fn charge(&mut self, count: u32) {
+        self.credits = self.credits.saturating_sub(count);
+        self.unsignaled += count;
+    }
+
+    /// Whether the next work request is to be signalled, for how many; it is charged.
+    pub(super) fn charge_last(&mut self, must_signal: bool) -> Option<u32> {
+        self.charge(1);
+        if must_signal || self.unsignaled >= self.signal_interval {
+            return Some(std::mem::take(&mut self.unsignaled));
+        }
+        None
+    }
+
+    pub(super) fn on_executed(&mut self, count: u32) {
+        self.credits += count;
+    }
+}
+
+/// Work requests for answers. Those that revoke chunks come on top: there is at most one per
+/// chunk, and each is signalled.
+fn send_credits(config: &Config) -> u32 {
+    ANSWER_WRS * u32::from(config.queue_depth) + 2 * ANSWER_WRS
+}
+
+/// Queue sizes of every connection of a path.
+pub(super) fn qp_limits(config: &Config) -> QpLimits {
+    QpLimits {
+        send_wrs: send_credits(config) + u32::from(config.queue_depth),
+        recv_wrs: recvs(config) + 1,
+    }
+}
+
+/// Empty receives of a connection: a request per chunk, and heartbeats.
+pub(super) fn recvs(config: &Config) -> u32 {
+    u32::from(config.queue_depth.max(SERVICE_QUEUE_DEPTH)) + HEARTBEAT_RECVS
+}

@@ -1,0 +1,324 @@
+//! The way in: from an immediate to an I/O on a bdev, and its end.
+
+use rnbd_base::{Errno, Nanos};
+use rnbd_bdev::{BdevIo, IoDone, IoOp};
+use rnbd_fabric::{Fabric, PostError, WorkRequest, WrOp};
+use rnbd_mem::Span;
+use rnbd_rtrs::srv::{CloseCause, Inbound, PathKey, Request};
+use rnbd_wire::Imm;
+use rnbd_wire::rnbd::Open;
+use rnbd_wire::rtrs::ReadMsg;
+
+use super::device_io::DeviceIo;
+use super::path_io::Source;
+use super::shard::{ConEntry, TargetShard};
+use super::wr_id::WrId;
+use crate::srv::{Command, Plan};
+
+/// Bits of an I/O's tag that are the chunk; the rest is the path's index.
+const TAG_CHUNK_BITS: u32 = 16;
+
+impl<F: Fabric> TargetShard<F> {
+    pub(super) fn handle_imm(&mut self, con: ConEntry, imm: u32, now: Nanos) {
+        // A connection that is down reports its end by itself.
+        let _ = self.fabric.post_empty_recvs(con.conn, 1);
+        let Some(path) = self.sessions.path_mut(con.path) else {
+            return;
+        };
+        match path.handle_imm(con.cid, imm, now) {
+            Ok(Inbound::Request { msg_id, offset }) => {
+                self.handle_request(con.path, msg_id, offset, now);
+            }
+            Ok(Inbound::Revoke { msg_id }) => self.revoke_chunk(con, msg_id, now),
+            Ok(Inbound::AckHeartbeat) => self.send_heartbeat(con.path, Imm::HEARTBEAT_ACK),
+            Ok(Inbound::Nothing) => (),
+            Err(violation) => self.violate(con.path, violation, now),
+        }
+    }
+
+    /// `NEW_RKEY` mode: the chunk is looked at only when the client can write it no more.
+    fn revoke_chunk(&mut self, con: ConEntry, msg_id: u16, now: Nanos) {
+        let Some((_, io, fabric)) = self.path_parts(con.path) else {
+            return;
+        };
+        let posted = match io.windows.get(usize::from(msg_id)) {
+            Some(&window) => {
+                let wr_id = WrId::Revoked { msg_id }.encode();
+                let invalidate = WorkRequest::new(WrOp::Invalidate(window)).signaled(wr_id);
+                fabric.post(con.conn, &invalidate)
+            }
+            None => Err(PostError::NoWindow),
+        };
+        if let Err(error @ (PostError::OverLimit | PostError::NoWindow)) = posted {
+            log::error!("a chunk could not be closed to the client: {error}");
+            self.close_path(con.path, CloseCause::Local("a chunk could not be closed"));
+            self.remove_if_drained(con.path, now);
+        }
+    }
+
+    pub(super) fn handle_revoked(&mut self, con: ConEntry, msg_id: u16, now: Nanos) {
+        let path = self.sessions.path_mut(con.path);
+        if let Some(offset) = path.and_then(|path| path.handle_revoked(msg_id)) {
+            self.handle_request(con.path, msg_id, offset, now);
+        }
+    }
+
+    /// Copies the headers out of the chunk, each byte once: the client may write there at any
+    /// time, so only the copies are judged and used (protocol.md 14.1).
+    fn handle_request(&mut self, key: PathKey, msg_id: u16, offset: u32, now: Nanos) {
+        let Some((path, io, _)) = self.path_parts(key) else {
+            return;
+        };
+        let Some(chunk) = io.memory.chunks.chunk(usize::from(msg_id)) else {
+            return;
+        };
+        let mut header = [0; ReadMsg::BYTES_MAX];
+        let header = copy_out(&chunk, offset, &mut header);
+        match path.handle_header(msg_id, header) {
+            Ok(Ok(request)) => {
+                let mut message = [0; Open::BYTES];
+                let len = usize::from(request.usr_len).min(Open::BYTES);
+                let message = copy_out(&chunk, request.data_len, &mut message[..len]);
+                self.serve(key, &request, message, now);
+            }
+            Ok(Err(errno)) => self.finish(key, msg_id, Err(errno), now),
+            Err(violation) => self.violate(key, violation, now),
+        }
+    }
+
+    fn serve(&mut self, key: PathKey, request: &Request, message: &[u8], now: Nanos) {
+        let Some(io) = self.path_io(key) else {
+            return;
+        };
+        let state = &mut io.requests[usize::from(request.msg_id)];
+        state.source = Source::Chunk;
+        state.started = now;
+        state.bytes = request.data_len.into();
+        let session = io.session;
+        let command = match self.client(session) {
+            Some(client) => client.session.handle_message(request, message),
+            None => Command::Answer(Err(Errno::NOTCONN)),
+        };
+        match command {
+            Command::Io { device, plan, prio } => {
+                self.start_io(key, request.msg_id, (device, plan, prio), now);
+            }
+            Command::Answer(status) => self.finish(key, request.msg_id, status, now),
+            Command::SessInfo(rsp) => self.respond(key, request.msg_id, &rsp.to_bytes(), now),
+            Command::Open(open) => self.open_device(key, request.msg_id, &open, now),
+            Command::Close { device_id } => {
+                self.close_device(key, request.msg_id, device_id, now);
+            }
+        }
+    }
+
+    /// Answers with a message. What follows it up to the room that the client gave is zero: a
+    /// chunk never goes back with old content.
+    pub(super) fn respond(&mut self, key: PathKey, msg_id: u16, message: &[u8], now: Nanos) {
+        let Some(io) = self.path_io(key) else {
+            return;
+        };
+        let room = usize::try_from(io.requests[usize::from(msg_id)].bytes).unwrap_or(0);
+        let chunk = io.memory.chunks.chunk(usize::from(msg_id));
+        if let Some(room) = chunk.and_then(|chunk| chunk.slice(0, room)) {
+            room.fill(0);
+            room.write_at(0, message);
+        }
+        self.finish(key, msg_id, Ok(()), now);
+    }
+
+    // I/O.
+
+    fn start_io(
+        &mut self,
+        key: PathKey,
+        msg_id: u16,
+        (place, plan, prio): (usize, Plan, u16),
+        now: Nanos,
+    ) {
+        match self.try_start_io(key, msg_id, (place, plan, prio), now) {
+            Ok(Started::Submitted) => (),
+            Ok(Started::Done) => self.finish(key, msg_id, Ok(()), now),
+            Err(errno) => self.finish(key, msg_id, Err(answer_errno(errno)), now),
+        }
+    }
+
+    fn try_start_io(
+        &mut self,
+        key: PathKey,
+        msg_id: u16,
+        (place, plan, prio): (usize, Plan, u16),
+        now: Nanos,
+    ) -> Result<Started, Errno> {
+        let Plan::Io {
+            op,
+            offset_blocks,
+            num_blocks,
+            flush_first,
+        } = plan
+        else {
+            return Ok(Started::Done);
+        };
+        let path = self
+            .paths
+            .get_mut(key.index as usize)
+            .and_then(Option::as_mut);
+        let io = path.ok_or(Errno::NOTCONN)?;
+        let client_index = io.session.index as usize;
+        let client = self.clients.get_mut(client_index).and_then(Option::as_mut);
+        let client = client.ok_or(Errno::NOTCONN)?;
+        let block_bytes = client
+            .session
+            .device(place)
+            .map_or(0, |own| own.view.block_bytes);
+        let device = client.devices.get_mut(place).and_then(Option::as_mut);
+        let device = device.ok_or(Errno::NOTCONN)?;
+        let request = &mut io.requests[usize::from(msg_id)];
+        request.device = place;
+        request.op = op;
+        request.bytes = num_blocks * u64::from(block_bytes);
+        if op == IoOp::Read && device.in_place {
+            let span = device.channel.read_in_place(offset_blocks, num_blocks)?;
+            request.source = Source::InPlace(span);
+            device
+                .counters
+                .record(op, request.bytes, Nanos::ZERO, Ok(()));
+            self.counters.completed_io += 1;
+            return Ok(Started::Done);
+        }
+        let chunk = io
+            .memory
+            .chunks
+            .chunk(usize::from(msg_id))
+            .ok_or(Errno::INVAL)?;
+        let bdev_io = BdevIo {
+            tag: tag_of(key, msg_id),
+            op,
+            offset_blocks,
+            num_blocks,
+            buf: data_of(&chunk, op, request.bytes).ok_or(Errno::INVAL)?,
+            prio,
+        };
+        request.after_flush = flush_first.then_some(bdev_io);
+        device.submit(
+            if flush_first {
+                flush_before(&bdev_io)
+            } else {
+                bdev_io
+            },
+            now,
+        )?;
+        client.session.on_io_started(place);
+        if !device.listed {
+            device.listed = true;
+            self.active.push((client_index, place));
+        }
+        Ok(Started::Submitted)
+    }
+
+    pub(super) fn handle_io_done(&mut self, done: IoDone, now: Nanos) {
+        let (index, msg_id) = parts_of(done.tag);
+        let Some(io) = self.paths.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        let (key, session) = (io.key, io.session);
+        let request = &mut io.requests[usize::from(msg_id)];
+        let client = self.clients.get_mut(session.index as usize);
+        let Some(client) = client.and_then(Option::as_mut) else {
+            return;
+        };
+        let place = request.device;
+        let mut result = done.result;
+        let Some(device) = client.devices.get_mut(place).and_then(Option::as_mut) else {
+            return;
+        };
+        if let Some(next) = request.after_flush.take()
+            && result.is_ok()
+        {
+            match device.submit(next, now) {
+                Ok(()) => return self.list_active(session.index as usize, place),
+                Err(errno) => result = Err(errno),
+            }
+        }
+        let result = result.map_err(answer_errno);
+        let latency = now.since(request.started);
+        device
+            .counters
+            .record(request.op, request.bytes, latency, result);
+        self.counters.completed_io += 1;
+        let drained = client.session.on_io_done(place);
+        self.finish(key, msg_id, result, now);
+        if drained {
+            self.end_device_if_drained(session, place, now);
+        }
+    }
+
+    fn list_active(&mut self, client: usize, place: usize) {
+        let device = self.clients.get_mut(client).and_then(Option::as_mut);
+        if let Some(device) = device.and_then(|client| client.device_mut(place))
+            && !device.listed
+        {
+            device.listed = true;
+            self.active.push((client, place));
+        }
+    }
+}
+
+enum Started {
+    Submitted,
+    Done,
+}
+
+impl DeviceIo {
+    fn submit(&mut self, io: BdevIo, now: Nanos) -> Result<(), Errno> {
+        self.channel.submit(&io, now)
+    }
+}
+
+/// Copies as much as `to` holds, or as there is.
+fn copy_out<'a>(chunk: &Span, offset: u32, to: &'a mut [u8]) -> &'a [u8] {
+    let offset = (offset as usize).min(chunk.len());
+    let len = to.len().min(chunk.len() - offset);
+    chunk.read_at(offset, &mut to[..len]);
+    &to[..len]
+}
+
+fn data_of(chunk: &Span, op: IoOp, bytes: u64) -> Option<Span> {
+    if !op.has_data() {
+        return Some(Span::EMPTY);
+    }
+    chunk.slice(0, usize::try_from(bytes).ok()?)
+}
+
+fn flush_before(io: &BdevIo) -> BdevIo {
+    BdevIo {
+        op: IoOp::Flush,
+        offset_blocks: 0,
+        num_blocks: 0,
+        buf: Span::EMPTY,
+        ..*io
+    }
+}
+
+/// A path with I/O in flight is not removed, so its index is enough.
+fn tag_of(key: PathKey, msg_id: u16) -> u64 {
+    (u64::from(key.index) << TAG_CHUNK_BITS) | u64::from(msg_id)
+}
+
+fn parts_of(tag: u64) -> (usize, u16) {
+    let msg_id = u16::try_from(tag & 0xffff).unwrap_or(u16::MAX);
+    (
+        usize::try_from(tag >> TAG_CHUNK_BITS).unwrap_or(usize::MAX),
+        msg_id,
+    )
+}
+
+/// What a client may be told of a bdev's failure (protocol.md 9.11): a device that is gone needs
+/// a new OPEN, and a shortage here is an error there.
+fn answer_errno(errno: Errno) -> Errno {
+    match errno {
+        Errno::NODEV => Errno::NOTCONN,
+        Errno::NOMEM | Errno::BUSY | Errno::AGAIN => Errno::IO,
+        other => other,
+    }
+}
