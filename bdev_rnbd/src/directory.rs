@@ -1,0 +1,176 @@
+//! What the control plane knows without asking a shard.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rnbd_base::CoreIndex;
+use rnbd_bdev::ConfigCall;
+use rnbd_fabric::Addr;
+use rnbd_proto::clt::DeviceIndex;
+use rnbd_wire::rnbd::AccessMode;
+use serde_json::{Map, Value, json};
+
+use crate::control::{AttachParams, DeviceParams};
+use crate::message::SessionKey;
+use crate::options::{Options, Timeouts};
+
+/// Controllers and their bdevs by name; locked for moments, by the control plane and by shards
+/// when something is attached, mapped or gone, never for I/O.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory {
+    tables: Arc<Mutex<Tables>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) options: Options,
+    pub(crate) controllers: Vec<Controller>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) session: SessionKey,
+    pub(crate) home: CoreIndex,
+    pub(crate) params: AttachParams,
+    pub(crate) trtype: &'static str,
+    pub(crate) devices: Vec<Device>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) index: DeviceIndex,
+    pub(crate) bdev_name: String,
+    pub(crate) params: DeviceParams,
+}
+
+impl Directory {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn remove(&self, session: SessionKey) {
+        let mut tables = self.lock();
+        tables.controllers.retain(|entry| entry.session != session);
+    }
+
+    pub(crate) fn add_device(&self, session: SessionKey, device: Device) {
+        if let Some(controller) = self.lock().by_session(session) {
+            controller.devices.push(device);
+        }
+    }
+
+    pub(crate) fn remove_device(&self, session: SessionKey, index: DeviceIndex) {
+        if let Some(controller) = self.lock().by_session(session) {
+            controller.devices.retain(|device| device.index != index);
+        }
+    }
+
+    pub(crate) fn set_timeouts(&self, session: SessionKey, timeouts: Timeouts) {
+        if let Some(controller) = self.lock().by_session(session) {
+            controller.params.timeouts = Some(timeouts);
+        }
+    }
+}
+
+impl Tables {
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Controller> {
+        let mut all = self.controllers.iter();
+        all.find(|controller| controller.params.name == name)
+    }
+
+    pub(crate) fn by_bdev(&self, name: &str) -> Option<(&Controller, &Device)> {
+        self.controllers.iter().find_map(|controller| {
+            let mut devices = controller.devices.iter();
+            let device = devices.find(|device| device.bdev_name == name)?;
+            Some((controller, device))
+        })
+    }
+
+    fn by_session(&mut self, session: SessionKey) -> Option<&mut Controller> {
+        let mut all = self.controllers.iter_mut();
+        all.find(|controller| controller.session == session)
+    }
+
+    /// The calls that make all of it again.
+    pub(crate) fn config(&self) -> Vec<ConfigCall> {
+        let mut calls = vec![set_options(&self.options)];
+        for controller in &self.controllers {
+            calls.push(attach(controller));
+            calls.extend(
+                controller
+                    .devices
+                    .iter()
+                    .map(|device| map(controller, device)),
+            );
+        }
+        calls
+    }
+}
+
+fn call(method: &'static str, params: Value) -> ConfigCall {
+    let params = match params {
+        Value::Object(params) => params,
+        _ => Map::new(),
+    };
+    ConfigCall { method, params }
+}
+
+fn set_options(options: &Options) -> ConfigCall {
+    let mut params = json!({
+        "bdev_retry_count": options.bdev_retry_count,
+        "io_timeout_ms": options.io_timeout_ms,
+        "hb_interval_ms": options.hb_interval_ms,
+        "hb_missed_max": options.hb_missed_max,
+        "reconnect_jitter_sec": options.reconnect_jitter_sec,
+    });
+    add_timeouts(&mut params, &options.timeouts);
+    call("bdev_rnbd_set_options", params)
+}
+
+fn attach(controller: &Controller) -> ConfigCall {
+    let of = &controller.params;
+    let mut params = json!({
+        "name": of.name,
+        "sessname": of.sessname,
+        "trtype": controller.trtype,
+        "adrfam": adrfam(&of.addr),
+        "traddr": of.addr.ip().to_string(),
+        "trsvcid": of.addr.port().to_string(),
+    });
+    if let Some(host) = &of.hostaddr {
+        params["hostaddr"] = json!(host.ip().to_string());
+    }
+    if of.num_io_queues != 0 {
+        params["num_io_queues"] = json!(of.num_io_queues);
+    }
+    if of.queue_depth != 0 {
+        params["queue_depth"] = json!(of.queue_depth);
+    }
+    if let Some(timeouts) = &of.timeouts {
+        add_timeouts(&mut params, timeouts);
+    }
+    call("bdev_rnbd_attach_controller", params)
+}
+
+fn adrfam(addr: &Addr) -> &'static str {
+    if addr.ip().is_ipv4() { "ipv4" } else { "ipv6" }
+}
+
+fn add_timeouts(params: &mut Value, timeouts: &Timeouts) {
+    params["max_reconnect_attempts"] = json!(timeouts.max_reconnect_attempts);
+    params["reconnect_delay_sec"] = json!(timeouts.reconnect_delay_sec);
+    params["ctrlr_loss_timeout_sec"] = json!(timeouts.ctrlr_loss_timeout_sec);
+    params["fast_io_fail_timeout_sec"] = json!(timeouts.fast_io_fail_timeout_sec);
+}
+
+fn map(controller: &Controller, device: &Device) -> ConfigCall {
+    let mut params = json!({
+        "ctrlr_name": controller.params.name,
+        "device_path": device.params.device_path,
+        "access_mode": AccessMode::as_str(device.params.access_mode),
+        "bdev_name": device.bdev_name,
+    });
+    if let Some(uuid) = device.params.uuid {
+        params["uuid"] = json!(uuid.to_string());
+    }
+    call("bdev_rnbd_map_device", params)
+}

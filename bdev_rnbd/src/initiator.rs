@@ -1,0 +1,406 @@
+//! The control plane's handle.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rnbd_base::{CoreIndex, Errno, Wake, mailbox};
+use rnbd_bdev::{ConfigCall, Registry};
+use rnbd_fabric::Fabric;
+use rnbd_mem::Memory;
+use rnbd_proto::clt::DeviceIndex;
+use rnbd_rtrs::clt::PathIndex;
+use rnbd_wire::Name;
+
+use crate::control::{
+    AttachParams, ControlError, ControllerInfo, CoreTransport, DeviceParams, InitiatorControl,
+    IoPath, Notification, PathStats, Reply, UnmapMode,
+};
+use crate::directory::{Controller, Directory};
+use crate::gather::Gather;
+use crate::message::{Attach, Command, Inspect, Message, Peer, SessionKey};
+use crate::options::{Options, Timeouts};
+use crate::shard::InitiatorShard;
+
+/// What an initiator is made of besides fabrics.
+#[derive(Clone)]
+pub struct InitiatorConfig {
+    /// For headers and handshakes; consumers' buffers are looked up in it.
+    pub memory: Memory,
+    /// Where mapped devices become bdevs.
+    pub registry: Registry,
+    /// Of uuids and of reconnect jitter. Must differ between processes.
+    pub seed: u64,
+    /// Is told what happens; called on reactors, so it must not block.
+    pub notify: Arc<dyn Fn(Notification) + Send + Sync>,
+}
+
+impl fmt::Debug for InitiatorConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InitiatorConfig")
+    }
+}
+
+/// The initiator of one kind of fabric, as the control plane sees it.
+pub struct Initiator {
+    trtype: &'static str,
+    peers: Vec<Peer>,
+    directory: Directory,
+    next_session: AtomicU64,
+}
+
+/// An initiator on the cores that these fabrics belong to: the handle of the control plane, and a
+/// shard for each core, to be polled there. Each fabric comes with what ends its core's sleep.
+///
+/// # Panics
+/// If there is no fabric.
+pub fn new<F: Fabric>(
+    fabrics: Vec<(CoreIndex, F, Arc<dyn Wake>)>,
+    config: InitiatorConfig,
+) -> (Arc<Initiator>, Vec<InitiatorShard<F>>) {
+    const MAILBOX: usize = 4096;
+    let trtype = fabrics
+        .first()
+        .expect("an initiator has a core")
+        .1
+        .caps()
+        .trtype;
+    let directory = Directory::default();
+    let (mut peers, mut parts) = (Vec::new(), Vec::new());
+    for (core, fabric, wake) in fabrics {
+        let (sender, inbox) = mailbox(MAILBOX, Arc::clone(&wake));
+        peers.push(Peer { core, sender, wake });
+        parts.push((core, fabric, inbox));
+    }
+    let shards = parts.into_iter().map(|(core, fabric, inbox)| {
+        let seed = config.seed.wrapping_add(core.0.into());
+        let shared = (
+            config.memory.clone(),
+            config.registry.clone(),
+            directory.clone(),
+            Arc::clone(&config.notify),
+        );
+        InitiatorShard::new(core, fabric, inbox, peers.clone(), shared, seed)
+    });
+    let shards = shards.collect();
+    let initiator = Initiator {
+        trtype,
+        peers,
+        directory,
+        next_session: AtomicU64::new(1),
+    };
+    (Arc::new(initiator), shards)
+}
+
+impl Initiator {
+    fn send(&self, core: CoreIndex, message: Message) {
+        let Some(peer) = self.peers.iter().find(|peer| peer.core == core) else {
+            return;
+        };
+        if peer.sender.send(message).is_err() {
+            log::error!("core {} is too far behind to take a command", core.0);
+        }
+    }
+
+    fn command(&self, session: SessionKey, home: CoreIndex, command: Command) {
+        self.send(home, Message::Command(session, command));
+    }
+
+    fn with_controller<T>(
+        &self,
+        name: &str,
+        reply: Reply<T>,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) {
+        let found = self.directory.lock().by_name(name).map(place);
+        match found {
+            Some((session, home)) => self.command(session, home, command(reply)),
+            None => reply(Err(no_controller(name))),
+        }
+    }
+
+    fn with_bdev<T>(
+        &self,
+        name: &str,
+        reply: Reply<T>,
+        command: impl FnOnce(DeviceIndex, Reply<T>) -> Command,
+    ) {
+        let tables = self.directory.lock();
+        let found = tables
+            .by_bdev(name)
+            .map(|(of, device)| (place(of), device.index));
+        drop(tables);
+        match found {
+            Some(((session, home), index)) => {
+                self.command(session, home, command(index, reply));
+            }
+            None => {
+                let text = format!("there is no RNBD bdev {name}");
+                reply(Err(ControlError::new(Errno::NODEV, text)));
+            }
+        }
+    }
+
+    /// Asks every core; `reply` has been given to the gatherer.
+    fn inspect<T>(&self, reply: Reply<Vec<T>>, inspect: impl Fn(Gather<T>) -> Inspect) {
+        let parts = Gather::new(self.peers.len(), reply);
+        for (peer, part) in self.peers.iter().zip(parts) {
+            self.send(peer.core, Message::Inspect(inspect(part)));
+        }
+    }
+
+    /// The session of a controller that is wanted, or of all.
+    fn wanted(&self, name: Option<&str>) -> Result<Option<SessionKey>, ControlError> {
+        let Some(name) = name else {
+            return Ok(None);
+        };
+        let tables = self.directory.lock();
+        let found = tables.by_name(name).ok_or_else(|| no_controller(name))?;
+        Ok(Some(found.session))
+    }
+
+    /// Enters a controller into the directory, if its parameters are sound.
+    fn admit(&self, params: &AttachParams) -> Result<(Name, Timeouts, Controller), ControlError> {
+        if params.name.is_empty() {
+            return Err(ControlError::invalid("name must not be empty"));
+        }
+        let sessname = Name::new(&params.sessname).and_then(Name::for_session);
+        let sessname = sessname
+            .map_err(|error| ControlError::new(Errno::INVAL, format!("sessname: {error}")))?;
+        let tables = self.directory.lock();
+        if let Some(other) = tables.by_name(&params.name) {
+            return Err(conflict(&other.params, params));
+        }
+        let mut others = tables.controllers.iter();
+        let same = |other: &&Controller| {
+            other.params.sessname == params.sessname && other.params.addr == params.addr
+        };
+        if let Some(other) = others.find(same) {
+            let text = format!(
+                "session {} to {} belongs to controller {}",
+                params.sessname, params.addr, other.params.name
+            );
+            return Err(ControlError::new(Errno::ALREADY, text));
+        }
+        let timeouts = params.timeouts.unwrap_or(tables.options.timeouts);
+        timeouts.check()?;
+        let key = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let controller = Controller {
+            session: SessionKey(key),
+            home: self.home_of(key),
+            trtype: self.trtype,
+            params: AttachParams {
+                devices: Vec::new(),
+                ..params.clone()
+            },
+            devices: Vec::new(),
+        };
+        Ok((sessname, timeouts, controller))
+    }
+
+    /// Sessions are spread over the cores.
+    fn home_of(&self, key: u64) -> CoreIndex {
+        let index = usize::try_from(key).unwrap_or(0) % self.peers.len();
+        self.peers[index].core
+    }
+
+    /// The cores of a session's channels: its home first.
+    fn channel_cores(&self, home: CoreIndex, num_io_queues: u16) -> Vec<CoreIndex> {
+        let count = match usize::from(num_io_queues) {
+            0 => self.peers.len(),
+            wanted => wanted.min(self.peers.len()),
+        };
+        let first = self.peers.iter().position(|peer| peer.core == home);
+        let order = self.peers.iter().cycle().skip(first.unwrap_or(0));
+        order.take(count).map(|peer| peer.core).collect()
+    }
+}
+
+fn place(controller: &Controller) -> (SessionKey, CoreIndex) {
+    (controller.session, controller.home)
+}
+
+fn no_controller(name: &str) -> ControlError {
+    ControlError::new(Errno::NODEV, format!("there is no controller {name}"))
+}
+
+/// Why a name that is taken cannot be attached again.
+fn conflict(known: &AttachParams, wanted: &AttachParams) -> ControlError {
+    let name = &known.name;
+    if known.sessname == wanted.sessname {
+        let text = format!("controller {name} is attached already");
+        return ControlError::new(Errno::ALREADY, text);
+    }
+    let text = format!(
+        "controller {name} is attached with session name {}",
+        known.sessname
+    );
+    ControlError::new(Errno::INVAL, text)
+}
+
+impl InitiatorControl for Initiator {
+    fn options(&self) -> Options {
+        self.directory.lock().options
+    }
+
+    fn set_options(&self, options: Options) -> Result<(), ControlError> {
+        options.check()?;
+        let mut tables = self.directory.lock();
+        if !tables.controllers.is_empty() {
+            let text = "RPC not permitted with RNBD controllers already attached";
+            return Err(ControlError::new(Errno::PERM, text));
+        }
+        tables.options = options;
+        Ok(())
+    }
+
+    fn attach_controller(&self, params: AttachParams, reply: Reply<Vec<String>>) {
+        let (sessname, timeouts, controller) = match self.admit(&params) {
+            Ok(admitted) => admitted,
+            Err(error) => return reply(Err(error)),
+        };
+        let (session, home) = place(&controller);
+        let options = {
+            let mut tables = self.directory.lock();
+            tables.controllers.push(controller);
+            tables.options
+        };
+        let attach = Attach {
+            session,
+            sessname,
+            cores: self.channel_cores(home, params.num_io_queues),
+            params,
+            options,
+            timeouts,
+            reply,
+        };
+        self.send(home, Message::Attach(Box::new(attach)));
+    }
+
+    fn detach_controller(&self, name: &str, force: bool, reply: Reply<()>) {
+        self.with_controller(name, reply, |reply| Command::Detach { force, reply });
+    }
+
+    fn get_controllers(&self, name: Option<&str>, reply: Reply<Vec<ControllerInfo>>) {
+        match self.wanted(name) {
+            Ok(key) => self.inspect(sorted(reply), |part| Inspect::Controllers(key, part)),
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn map_device(&self, controller: &str, device: DeviceParams, reply: Reply<String>) {
+        let device = Box::new(device);
+        self.with_controller(controller, reply, |reply| Command::Map(device, reply));
+    }
+
+    fn unmap_device(&self, bdev: &str, mode: UnmapMode, reply: Reply<()>) {
+        self.with_bdev(bdev, reply, |index, reply| {
+            Command::Unmap(index, mode, reply)
+        });
+    }
+
+    fn remap_device(&self, bdev: &str, reply: Reply<()>) {
+        self.with_bdev(bdev, reply, Command::Remap);
+    }
+
+    fn resize_device(&self, bdev: &str, num_blocks: u64, reply: Reply<()>) {
+        self.with_bdev(bdev, reply, |index, reply| {
+            Command::Resize(index, num_blocks, reply)
+        });
+    }
+
+    fn rescan_device(&self, bdev: &str, reply: Reply<()>) {
+        self.with_bdev(bdev, reply, Command::Rescan);
+    }
+
+    fn set_reconnect(
+        &self,
+        controller: &str,
+        max_reconnect_attempts: Option<i32>,
+        reconnect_delay_sec: Option<u32>,
+        reply: Reply<()>,
+    ) {
+        self.with_controller(controller, reply, |reply| {
+            Command::SetReconnect(max_reconnect_attempts, reconnect_delay_sec, reply)
+        });
+    }
+
+    fn disconnect_path(&self, controller: &str, path_id: u16, reply: Reply<()>) {
+        let path = PathIndex(path_id);
+        self.with_controller(controller, reply, |reply| {
+            Command::DisconnectPath(path, reply)
+        });
+    }
+
+    fn reconnect_path(&self, controller: &str, path_id: u16, reply: Reply<()>) {
+        let path = PathIndex(path_id);
+        self.with_controller(controller, reply, |reply| {
+            Command::ReconnectPath(path, reply)
+        });
+    }
+
+    fn path_stats(&self, controller: Option<&str>, reply: Reply<Vec<PathStats>>) {
+        match self.wanted(controller) {
+            Ok(key) => self.inspect(summed(reply), |part| Inspect::PathStats(key, part)),
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn reset_path_stats(&self, controller: &str, reply: Reply<()>) {
+        match self.wanted(Some(controller)) {
+            Ok(Some(session)) => {
+                for peer in &self.peers {
+                    self.send(peer.core, Message::ResetStats(session));
+                }
+                reply(Ok(()));
+            }
+            Ok(None) => {}
+            Err(error) => reply(Err(error)),
+        }
+    }
+
+    fn transport_statistics(&self, reply: Reply<Vec<CoreTransport>>) {
+        self.inspect(reply, Inspect::Transports);
+    }
+
+    fn io_paths(&self, reply: Reply<Vec<IoPath>>) {
+        self.inspect(reply, Inspect::IoPaths);
+    }
+
+    fn config(&self) -> Vec<ConfigCall> {
+        self.directory.lock().config()
+    }
+}
+
+/// Controllers in the order of their names, whichever core was first to answer.
+fn sorted(reply: Reply<Vec<ControllerInfo>>) -> Reply<Vec<ControllerInfo>> {
+    Box::new(move |result| {
+        reply(result.map(|mut all| {
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            all
+        }));
+    })
+}
+
+/// One entry for each path, of what its home and its channels contributed.
+fn summed(reply: Reply<Vec<PathStats>>) -> Reply<Vec<PathStats>> {
+    Box::new(move |result| {
+        reply(result.map(|mut parts| {
+            parts.sort_by(|a, b| (&a.controller, a.path_id).cmp(&(&b.controller, b.path_id)));
+            parts.dedup_by(|part, sum| {
+                let same = (&part.controller, part.path_id) == (&sum.controller, sum.path_id);
+                if same {
+                    sum.add(part);
+                }
+                same
+            });
+            parts
+        }));
+    })
+}
+
+impl fmt::Debug for Initiator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Initiator({}, {} cores)", self.trtype, self.peers.len())
+    }
+}

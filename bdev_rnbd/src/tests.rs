@@ -1,0 +1,1 @@
+//! The shard, over a simulated fabric.
