@@ -8,8 +8,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 /// What a buffer's pages should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pages {
-    /// Hugepages where enough are free, ordinary pages else. For memory that is hot or that a
-    /// device reads and writes.
+    /// Hugepages where enough are free; else ordinary pages that the kernel may join to
+    /// transparent hugepages. For memory that is hot or that a device reads and writes.
     #[default]
     PreferHuge,
     /// Ordinary pages, which become resident only when touched. For large areas of which little
@@ -46,6 +46,8 @@ pub(crate) struct Mapping {
     pub(crate) start: NonNull<u8>,
     pub(crate) len: usize,
     pub(crate) page_size: PageSize,
+    /// Whether the kernel may join its ordinary pages to transparent hugepages.
+    pub(crate) transparent: bool,
     /// How many have told a device about the pages.
     pub(crate) pins: u32,
 }
@@ -71,8 +73,21 @@ impl Mapping {
             start,
             len,
             page_size,
+            transparent: false,
             pins: 0,
         })
+    }
+
+    /// Lets the kernel join ordinary pages to hugepages, which spares most of the TLB misses.
+    pub(crate) fn make_transparent(&mut self) {
+        let start = self.start.as_ptr().cast();
+        // SAFETY: the advice changes neither content nor extent of our own mapping.
+        let advised = unsafe { madvise(start, self.len, Advice::LinuxHugepage) };
+        if let Err(errno) = advised {
+            log::debug!("there are no transparent hugepages: {errno}");
+        }
+        // Also without them, so that the next buffer of the kind finds this mapping.
+        self.transparent = true;
     }
 
     /// Gives the pages back to the system; the range then reads as zeroes again.

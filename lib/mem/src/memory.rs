@@ -126,14 +126,15 @@ impl Memory {
     pub fn alloc(&self, owner: &str, bytes: usize, pages: Pages) -> Result<Buffer, MemoryError> {
         let bytes = bytes.max(1);
         for page_size in self.candidates(bytes, pages) {
-            match self.alloc_with(owner, bytes, page_size) {
+            match self.alloc_with(owner, bytes, page_size, false) {
                 Err(MemoryError::Kernel { errno, .. }) if page_size != PageSize::Small => {
                     self.warn_no_hugepages(owner, page_size, errno);
                 }
                 other => return other,
             }
         }
-        self.alloc_with(owner, bytes, PageSize::Small)
+        let transparent = self.candidates(bytes, pages).next().is_some();
+        self.alloc_with(owner, bytes, PageSize::Small, transparent)
     }
 
     /// Pins every mapping of hugepages that there is now.
@@ -177,6 +178,7 @@ impl Memory {
         owner: &str,
         bytes: usize,
         page_size: PageSize,
+        transparent: bool,
     ) -> Result<Buffer, MemoryError> {
         let len = bytes.next_multiple_of(page_size.bytes());
         let wanted_bytes = len as u64;
@@ -195,10 +197,10 @@ impl Memory {
                 limit_bytes,
             });
         }
-        let id = match state.take_free(len, page_size) {
+        let id = match state.take_free(len, page_size, transparent) {
             Some(id) => id,
             None => self
-                .map(&mut state, len, page_size)
+                .map(&mut state, len, page_size, transparent)
                 .map_err(|errno| MemoryError::Kernel {
                     owner: owner.to_owned(),
                     wanted_bytes,
@@ -214,8 +216,17 @@ impl Memory {
         })
     }
 
-    fn map(&self, state: &mut State, len: usize, size: PageSize) -> Result<MappingId, Errno> {
-        let mapping = Mapping::new(len, size)?;
+    fn map(
+        &self,
+        state: &mut State,
+        len: usize,
+        size: PageSize,
+        transparent: bool,
+    ) -> Result<MappingId, Errno> {
+        let mut mapping = Mapping::new(len, size)?;
+        if transparent {
+            mapping.make_transparent();
+        }
         if let Some(node) = self.shared.config.numa_node
             && let Err(errno) = mapping.bind_to_node(node)
         {
@@ -262,10 +273,17 @@ impl State {
         Span::of_mapping(mapping.start, mapping.len, id)
     }
 
-    fn take_free(&mut self, len: usize, page_size: PageSize) -> Option<MappingId> {
+    fn take_free(
+        &mut self,
+        len: usize,
+        page_size: PageSize,
+        transparent: bool,
+    ) -> Option<MappingId> {
         let fits = |id: &MappingId| {
             let mapping = self.mapping(*id);
-            mapping.len == len && mapping.page_size == page_size
+            mapping.len == len
+                && mapping.page_size == page_size
+                && mapping.transparent == transparent
         };
         let at = self.free.iter().position(fits)?;
         Some(self.free.swap_remove(at))
@@ -429,6 +447,24 @@ mod tests {
         assert!(span.is_zeroed());
         assert_eq!(memory.usage().used_bytes, 0);
         drop(pin);
-        assert!(memory.alloc("b", 4096, Pages::Small).unwrap().span().is_zeroed());
+        assert!(
+            memory
+                .alloc("b", 4096, Pages::Small)
+                .unwrap()
+                .span()
+                .is_zeroed()
+        );
+    }
+
+    #[test]
+    fn memory_that_is_touched_little_never_gets_a_mapping_of_transparent_hugepages() {
+        let memory = Memory::new(MemoryConfig::default());
+        let hot = memory
+            .alloc_with("hot", 2 << 20, PageSize::Small, true)
+            .unwrap();
+        let addr = hot.span().addr();
+        drop(hot);
+        let cold = memory.alloc("cold", 2 << 20, Pages::Small).unwrap();
+        assert_ne!(cold.span().addr(), addr);
     }
 }
