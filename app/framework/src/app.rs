@@ -106,6 +106,7 @@ where
         Some(Err(error)) => Err(error),
         Some(Ok(_server)) => program(Env::new(Rc::clone(&system), rpc)).await,
     };
+    system.shut_down().await;
     result
 }
 

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
+mod address;
 mod app;
 mod config;
 mod env;
@@ -19,9 +21,11 @@ mod flag;
 mod logging;
 mod methods;
 mod options;
+mod poll_group;
 mod reply;
 mod subsystem;
 mod system;
+mod target;
 
 pub use app::run;
 pub use env::Env;

@@ -2,15 +2,16 @@ use std::cell::RefCell;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
-use rnbd_base::CoreIndex;
 use rnbd_bdev::{EventKind, Registry};
 use rnbd_mem::{Memory, MemoryConfig};
-use rnbd_reactor::{CoreLocks, CoreMask, CpuTimes, Reactors, ThreadId};
+use rnbd_reactor::{CoreLocks, CoreMask, Reactors};
 use rnbd_rpc::{Handle, Notifications};
 use serde_json::{Map, Value};
 
 use crate::flag::Flag;
 use crate::options::Options;
+use crate::poll_group::PollGroup;
+use crate::target::Target;
 
 /// Everything that the methods work on. Lives on the control thread.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct System {
     pub(crate) bdevs: Registry,
     pub(crate) reactors: Reactors,
     pub(crate) poll_groups: Vec<PollGroup>,
+    pub(crate) target: Target,
     pub(crate) handle: Handle,
     pub(crate) notifications: Notifications,
     /// Parameters of `bdev_set_options`, if that was called.
@@ -35,15 +37,6 @@ pub(crate) struct System {
     pub(crate) init_failed: Flag,
 }
 
-/// What is polled on a core for the target, the initiator and the NBD servers.
-#[derive(Debug)]
-pub(crate) struct PollGroup {
-    pub(crate) core: CoreIndex,
-    pub(crate) thread: ThreadId,
-    /// Of the CPU when the reactor started.
-    pub(crate) cpu_times: CpuTimes,
-}
-
 impl System {
     /// Claims the cores and starts a reactor on each.
     pub(crate) fn new(options: &Options, handle: Handle) -> anyhow::Result<Self> {
@@ -57,8 +50,11 @@ impl System {
             hugepages: !options.no_huge,
             numa_node: options.mem_numa_node,
         });
+        let bdevs = Registry::new(memory.clone());
+        let notifications = Notifications::new();
         let system = Self {
-            bdevs: Registry::new(memory.clone()),
+            target: Target::new(&memory, &bdevs, &handle, &notifications),
+            bdevs,
             memory,
             poll_groups: reactors
                 .cores()
@@ -66,7 +62,7 @@ impl System {
                 .collect(),
             reactors,
             handle,
-            notifications: Notifications::new(),
+            notifications,
             bdev_options: RefCell::default(),
             cpumask: options.cpumask.clone(),
             core_locks: RefCell::new(core_locks),
@@ -77,6 +73,11 @@ impl System {
         };
         system.notify_of_bdevs();
         Ok(system)
+    }
+
+    /// Ends what the outside world can see, then what that used.
+    pub(crate) async fn shut_down(&self) {
+        self.target.shut_down(&self.reactors).await;
     }
 
     fn notify_of_bdevs(&self) {
@@ -109,17 +110,5 @@ pub(crate) fn notifier(
     move |kind, ctx| {
         // When the control thread has ended, nobody is left to be notified.
         let _ = sender.unbounded_send((kind, ctx));
-    }
-}
-
-impl PollGroup {
-    fn new(reactors: &Reactors, core: CoreIndex) -> Self {
-        let name = format!("poll_group_{:03}", core.0);
-        Self {
-            core,
-            thread: reactors.create_thread(core, &name),
-            // A /proc that does not tell makes these columns grow from zero, nothing else.
-            cpu_times: CpuTimes::read(reactors.lcore(core)).unwrap_or_default(),
-        }
     }
 }

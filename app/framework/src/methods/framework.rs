@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::thread::snapshots;
 use super::{Methods, NoParams};
 use crate::subsystem::{SUBSYSTEMS, Subsystem};
-use crate::system::{PollGroup, System};
+use crate::poll_group::PollGroup;
+use crate::system::System;
 
 pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add("framework_start_init", |system, NoParams {}| {

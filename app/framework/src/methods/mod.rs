@@ -4,6 +4,8 @@
 mod bdev;
 mod framework;
 mod log;
+mod rnbd;
+mod rtrs;
 mod thread;
 
 use std::future::Future;
@@ -22,6 +24,8 @@ pub(crate) fn register(registry: &mut Registry, system: &Rc<System>) {
     thread::register(&mut methods);
     log::register(&mut methods);
     bdev::register(&mut methods);
+    rtrs::register(&mut methods);
+    rnbd::register(&mut methods);
     system.notifications.register(methods.registry);
 }
 

@@ -1,0 +1,120 @@
+//! What RPC shows of the target's transports, listeners and sessions.
+
+use rnbd_fabric::FabricStats;
+use rnbd_proto::target::{HeartbeatInfo, ListenerInfo, PathInfo, SessionInfo, ShardStats};
+use rnbd_reactor::Clock;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::address::{ListenAddress, TrType};
+use crate::poll_group::PollGroup;
+use crate::target::Transport;
+
+pub(super) fn transport(transport: &Transport) -> Value {
+    let mut json = json!(transport.options);
+    json["max_io_size"] = json!(transport.handle.config().rtrs.max_io_bytes());
+    json
+}
+
+pub(super) fn listener(trtype: TrType, info: &ListenerInfo) -> Value {
+    let rejected = info.rejected.iter().map(|(errno, count)| {
+        let name = errno.symbol().map_or_else(|| errno.get().to_string(), str::to_owned);
+        (name, json!(count))
+    });
+    json!({
+        "listen_address": ListenAddress::of(trtype, info.addr),
+        "accepted": info.requests,
+        "rejected": rejected.collect::<Map<_, _>>(),
+    })
+}
+
+pub(super) fn session(session: &SessionInfo, clock: Clock) -> Value {
+    let paths = session.paths.iter().map(|info| path(session, info, clock));
+    json!({
+        "sessname": session.sessname,
+        "paths_uuid": Uuid::from_bytes(session.paths_uuid),
+        "state": if session.connected { "connected" } else { "disconnected" },
+        "trtype": session.trtype,
+        "queue_depth": session.queue_depth,
+        "max_io_size": session.max_io_bytes,
+        "always_invalidate": session.new_rkey,
+        "inflight": session.inflight,
+        "created_ticks": clock.to_ticks(session.created_at),
+        "devices": session.devices.len(),
+        "paths": paths.collect::<Vec<_>>(),
+    })
+}
+
+fn path(session: &SessionInfo, path: &PathInfo, clock: Clock) -> Value {
+    json!({
+        "path": path.path,
+        "path_uuid": Uuid::from_bytes(path.path_uuid),
+        "state": format!("{:?}", path.state).to_lowercase(),
+        "src_addr": path.src_addr,
+        "dst_addr": path.dst_addr,
+        "thread": PollGroup::name_of(session.core),
+        "connections": path.connections,
+        "inflight": path.inflight,
+        "protocol_version": session.protocol_version,
+        "hb": path.heartbeat.map(|heartbeat| heartbeat_json(&heartbeat, clock)),
+    })
+}
+
+fn heartbeat_json(heartbeat: &HeartbeatInfo, clock: Clock) -> Value {
+    json!({
+        "interval_ms": heartbeat.interval.as_duration().as_millis(),
+        "missed": heartbeat.missed,
+        "last_rtt_ticks": heartbeat.last_rtt.map(|rtt| clock.to_ticks(rtt)),
+    })
+}
+
+pub(super) fn session_stats(session: &SessionInfo) -> Value {
+    let describe = |path: &PathInfo| {
+        let counters = &path.counters;
+        json!({
+            "path": path.path,
+            "read_count": counters.reads,
+            "read_total_size": counters.read_bytes,
+            "write_count": counters.writes,
+            "write_total_size": counters.write_bytes,
+            "inflights": path.inflight,
+            "rkey_refreshes": counters.rkey_refreshes,
+            "hb_sent": counters.hb_sent,
+            "hb_missed": counters.hb_missed,
+            "errors": { "refused": counters.refused },
+        })
+    };
+    json!({
+        "sessname": session.sessname,
+        "paths": session.paths.iter().map(describe).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn shard(trtype: TrType, stats: &ShardStats) -> Value {
+    json!({
+        "name": PollGroup::name_of(stats.core),
+        "trtype": trtype,
+        "sessions": stats.sessions,
+        "current_paths": stats.paths,
+        "connections": stats.connections,
+        "pending_bdev_io": stats.pending_bdev_io,
+        "completed_io": stats.completed_io,
+        "violations": stats.violations,
+        "devices": [fabric(trtype, &stats.fabric)],
+    })
+}
+
+/// SPDK's words for what a transport did on a core.
+pub(in crate::methods) fn fabric(trtype: TrType, stats: &FabricStats) -> Value {
+    json!({
+        "name": trtype,
+        "polls": stats.polls,
+        "idle_polls": stats.idle_polls,
+        "completions": stats.completions,
+        "total_send_wrs": stats.send_wrs,
+        "send_doorbell_updates": stats.send_doorbells,
+        "total_recv_wrs": stats.recv_wrs,
+        "recv_doorbell_updates": stats.recv_doorbells,
+        "violations": stats.violations,
+    })
+}
