@@ -12,6 +12,7 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod fabric;
+pub mod sim;
 pub mod tcp;
 mod types;
 

@@ -1,0 +1,242 @@
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rnbd_base::Nanos;
+
+use super::conn::Core;
+use super::fabric::SimFabric;
+use super::net::{FabricId, Net};
+use super::plan::FaultPlan;
+use super::wire::{Body, End, OpMessage, Payload, RemoteOp, Side, Wire, WireId};
+use crate::types::{Addr, CloseReason, RemoteAddr};
+
+/// How a host's software ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The process dies; its operating system tells the peers.
+    Process,
+    /// The power fails; nobody is told.
+    Power,
+}
+
+/// A connection, for faults to aim at.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// Which.
+    pub wire: WireId,
+    /// Where it comes from.
+    pub client: Addr,
+    /// Where it goes.
+    pub server: Addr,
+    /// Whether it was accepted and that is known to the client.
+    pub up: bool,
+}
+
+/// What a hostile peer sends that its software never would.
+#[derive(Clone, Debug)]
+pub enum Injection {
+    /// A write without bytes with this immediate.
+    Imm(u32),
+    /// A write with immediate.
+    Write {
+        /// Where to.
+        remote: RemoteAddr,
+        /// What.
+        bytes: Vec<u8>,
+        /// With which immediate.
+        imm: u32,
+    },
+    /// A send, with or without immediate.
+    Send {
+        /// What.
+        bytes: Vec<u8>,
+        /// With which immediate.
+        imm: Option<u32>,
+    },
+}
+
+/// Hosts, the network between them, and what goes wrong there. Clones are handles to the same.
+#[derive(Clone)]
+pub struct SimNetwork {
+    shared: Arc<Mutex<Net>>,
+}
+
+impl SimNetwork {
+    /// A network without hosts, whose every choice follows from `seed`.
+    #[must_use]
+    pub fn new(seed: u64, plan: FaultPlan) -> Self {
+        Self {
+            shared: Arc::new(Mutex::new(Net::new(seed, plan))),
+        }
+    }
+
+    /// A new fabric on the host `ip`, which may have several.
+    #[must_use]
+    pub fn fabric(&self, ip: IpAddr) -> SimFabric {
+        let mut net = self.lock();
+        net.host(ip);
+        let id = FabricId(net.next_id());
+        net.cores.insert(id, Core::new(ip));
+        SimFabric::new(self.clone(), id)
+    }
+
+    /// When something happens next in the network.
+    #[must_use]
+    pub fn next_event(&self) -> Option<Nanos> {
+        self.lock().next_event()
+    }
+
+    /// From now on this goes wrong by itself.
+    pub fn set_plan(&self, plan: FaultPlan) {
+        self.lock().plan = plan;
+    }
+
+    /// Nothing passes from `src` to `dst` until [`SimNetwork::heal`]; it waits, or its sender
+    /// gives up.
+    pub fn cut(&self, src: IpAddr, dst: IpAddr) {
+        self.lock().cuts.insert((src, dst));
+    }
+
+    /// Ends a cut.
+    pub fn heal(&self, src: IpAddr, dst: IpAddr) {
+        let mut net = self.lock();
+        net.cuts.remove(&(src, dst));
+        net.kick(|wire| wire.host(Side::Client) == dst || wire.host(Side::Server) == dst);
+    }
+
+    /// Ends all cuts.
+    pub fn heal_all(&self) {
+        let mut net = self.lock();
+        net.cuts.clear();
+        net.kick(|_| true);
+    }
+
+    /// All connections that somebody holds.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        let describe = |(id, wire): (&WireId, &Wire)| Connection {
+            wire: *id,
+            client: wire.addr(Side::Client),
+            server: wire.addr(Side::Server),
+            up: wire.up,
+        };
+        self.lock().wires.iter().map(describe).collect()
+    }
+
+    /// From now on nothing passes on the connection in either direction, and nobody is told.
+    pub fn drop_silently(&self, wire: WireId) {
+        self.lock().drop_silently(wire);
+    }
+
+    /// Both ends learn that the connection broke.
+    pub fn reset(&self, wire: WireId) {
+        self.lock().reset(wire);
+    }
+
+    /// Sends something to the peer of `from`, in its name, behind what it has sent.
+    pub fn inject(&self, wire: WireId, from: Side, injection: Injection) {
+        let (op, bytes) = match injection {
+            Injection::Imm(imm) => (RemoteOp::WriteImm(RemoteAddr::NONE, imm), Vec::new()),
+            Injection::Write { remote, bytes, imm } => (RemoteOp::WriteImm(remote, imm), bytes),
+            Injection::Send { bytes, imm } => {
+                let invalidate = None;
+                (RemoteOp::Send { imm, invalidate }, bytes)
+            }
+        };
+        let message = OpMessage {
+            seq: None,
+            op,
+            payload: Payload::Copied(bytes),
+        };
+        self.lock().send(wire, from, Body::Op(message));
+    }
+
+    /// The software of a host ends: its fabrics, connections and keys are gone. The fabrics'
+    /// values do nothing any more. With [`Crash::Power`] the host is down until
+    /// [`SimNetwork::restart`].
+    pub fn crash(&self, ip: IpAddr, crash: Crash) {
+        let mut net = self.lock();
+        let of_host = |(id, core): (&FabricId, &Core)| (core.host == ip).then_some(*id);
+        let fabrics: Vec<_> = net.cores.iter().filter_map(of_host).collect();
+        for fabric in fabrics {
+            net.end_fabric(fabric, crash);
+        }
+        net.host(ip).is_up = crash == Crash::Process;
+    }
+
+    /// The host is up again; new fabrics are to be made for it.
+    pub fn restart(&self, ip: IpAddr) {
+        let mut net = self.lock();
+        net.host(ip).is_up = true;
+        net.kick(|wire| wire.host(Side::Client) == ip || wire.host(Side::Server) == ip);
+    }
+
+    /// The network device of a host goes away, with all connections over it. Listeners stay as
+    /// intentions.
+    pub fn remove_device(&self, ip: IpAddr) {
+        let mut net = self.lock();
+        net.host(ip).has_device = false;
+        let of_host = |(id, core): (&FabricId, &Core)| (core.host == ip).then_some(*id);
+        let fabrics: Vec<_> = net.cores.iter().filter_map(of_host).collect();
+        for fabric in fabrics {
+            for conn in net.cores[&fabric].conn_ids() {
+                net.close(fabric, conn, CloseReason::Failed("the device was removed"));
+            }
+        }
+    }
+
+    /// The device is back.
+    pub fn return_device(&self, ip: IpAddr) {
+        let mut net = self.lock();
+        net.host(ip).has_device = true;
+        net.kick(|wire| wire.host(Side::Client) == ip || wire.host(Side::Server) == ip);
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Net> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Net {
+    /// A fabric ends with all that it has.
+    pub(super) fn end_fabric(&mut self, fabric: FabricId, crash: Crash) {
+        if self.cores.remove(&fabric).is_none() {
+            return;
+        }
+        let side_of = |wire: &Wire| {
+            [Side::Client, Side::Server]
+                .into_iter()
+                .find(|side| matches!(wire.end(*side), End::At(at, _) if at == fabric))
+        };
+        let ends: Vec<_> = self
+            .wires
+            .iter()
+            .filter_map(|(id, wire)| Some((*id, side_of(wire)?)))
+            .collect();
+        for (id, side) in ends {
+            self.capture(id, side);
+            match crash {
+                Crash::Process => {
+                    self.set_end(id, side, End::Gone);
+                    self.send(id, side, Body::Close);
+                }
+                Crash::Power => self.set_end(id, side, End::Vanished),
+            }
+            self.drop_if_over(id);
+        }
+    }
+}
+
+impl fmt::Debug for SimNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let net = self.lock();
+        write!(
+            f,
+            "SimNetwork({} fabrics, {} connections, {:?})",
+            net.cores.len(),
+            net.wires.len(),
+            net.now
+        )
+    }
+}
