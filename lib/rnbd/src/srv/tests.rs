@@ -1,1 +1,3 @@
-
+mod access;
+mod devices;
+mod requests;
