@@ -127,6 +127,14 @@ pub trait Fabric: Send + fmt::Debug + 'static {
     /// Invalidates and frees a window.
     fn free_window(&mut self, window: WindowId);
 
+    /// Invalidates a window at once, where that is a matter of this side alone: no remote access
+    /// through it follows the return. `false`, and nothing was done, where it is not: then
+    /// [`crate::WrOp::Invalidate`] is to be posted.
+    fn invalidate_now(&mut self, window: WindowId) -> bool {
+        let _ = window;
+        false
+    }
+
     /// Opens `span`, which lies in the region, for the peer to write; returns the rkey, a new one
     /// each time. Takes effect in order with the operations posted on `conn`.
     ///

@@ -201,6 +201,10 @@ impl Fabric for TcpFabric {
         window
     }
 
+    fn invalidate_now(&mut self, window: WindowId) -> bool {
+        self.keys.invalidate(window).is_ok()
+    }
+
     fn free_window(&mut self, window: WindowId) {
         if let Some(domain) = self.keys.free_window(window) {
             self.domains.leave(domain);
@@ -215,6 +219,10 @@ impl Fabric for TcpFabric {
         span: Span,
     ) -> Result<u32, PostError> {
         let domain = self.domain_of(conn)?;
+        let holder = self.keys.holder_of(window);
+        if holder.is_some_and(|holder| holder != conn && self.connection(holder).is_some()) {
+            return Err(PostError::NoWindow);
+        }
         self.keys.bind(conn, domain, window, mr, span)
     }
 
