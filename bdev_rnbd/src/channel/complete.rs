@@ -15,11 +15,7 @@ impl CoreChannel {
             return;
         };
         let step = match (completion.kind, id) {
-            (CompletionKind::Sent, WrId::Request(msg_id)) => self.machine.handle_sent(msg_id),
-            (CompletionKind::Sent, WrId::Invalidate(msg_id)) => {
-                self.machine.handle_invalidated(msg_id)
-            }
-            (CompletionKind::Sent, _) => return,
+            (CompletionKind::Sent, id) => self.machine.handle_sent(PATH, id),
             (kind, WrId::Receive(index)) => self.on_receive(kind, index, core),
             _ => return,
         };
@@ -61,21 +57,23 @@ impl CoreChannel {
             Some(Opening::Window(window)) => window,
             _ => return,
         };
+        if core.fabric.invalidate_now(window) {
+            if let Step::Done(done) = self.machine.handle_invalidated(msg_id) {
+                self.on_done(done, core);
+            }
+            return;
+        }
         let Some(link) = &self.link else {
             return;
         };
-        let at_once = core.caps.cheap_windows;
-        let id = if at_once {
-            WrId::Signal
-        } else {
-            WrId::Invalidate(msg_id)
-        };
+        let id = WrId::Invalidate(msg_id);
         let wr = WorkRequest::new(WrOp::Invalidate(window)).signaled(id.encode());
-        if core.fabric.post(link.conn(), &wr).is_err() {
-            let error = PathError::Fabric("a window cannot be invalidated");
-            self.machine.fail(PATH, error);
-        } else if at_once && let Step::Done(done) = self.machine.handle_invalidated(msg_id) {
-            self.on_done(done, core);
+        match core.fabric.post(link.conn(), &wr) {
+            Ok(()) => self.machine.handle_invalidate_posted(PATH),
+            Err(_) => {
+                let error = PathError::Fabric("a window cannot be invalidated");
+                self.machine.fail(PATH, error);
+            }
         }
     }
 

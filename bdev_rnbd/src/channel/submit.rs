@@ -77,7 +77,7 @@ impl CoreChannel {
                     progress = Progress::Busy;
                 }
                 Gate::Open(info) => {
-                    if !self.machine.has_permit() {
+                    if !self.machine.can_begin(PATH) {
                         self.retries.push_front(request);
                         break;
                     }
@@ -120,7 +120,7 @@ impl CoreChannel {
         core: &mut Core<F>,
     ) -> Progress {
         let mut progress = Progress::Idle;
-        while self.machine.has_permit()
+        while self.machine.can_begin(PATH)
             && let Some(request) = self.take(index)
         {
             progress = Progress::Busy;

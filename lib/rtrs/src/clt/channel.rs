@@ -19,6 +19,7 @@ use rnbd_base::Nanos;
 use rnbd_wire::rtrs::ConReq;
 
 use super::config::SessionConfig;
+use super::credit::Credit;
 use super::error::{PathError, Violation};
 use super::lane::{Arrival, BeginError, Ended, Lane, Step};
 use super::messages::{Attempt, FromChannel, PathIndex, ToChannel};
@@ -26,6 +27,7 @@ use super::params::{PathParams, reject_errno};
 use super::permits::{PermitPlan, PermitRange};
 use super::request::{Post, Request};
 use super::session::QueueSizes;
+use super::wr_id::WrId;
 
 /// What the owner of a channel is to do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,7 @@ struct Link {
     attempt: Attempt,
     params: Option<PathParams>,
     error: Option<PathError>,
+    credit: Credit,
     heard: bool,
 }
 
@@ -117,10 +120,11 @@ impl Channel {
         self.lane.in_flight()
     }
 
-    /// Whether a request could begin now, if a path is up.
+    /// Whether a request could begin now on a path that is up.
     #[must_use]
-    pub fn has_permit(&self) -> bool {
-        self.lane.has_permit()
+    pub fn can_begin(&self, path: PathIndex) -> bool {
+        let link = self.paths.get(path.index());
+        self.lane.has_permit() && link.is_some_and(|link| link.credit.has_room())
     }
 
     /// The path that the next request should use; `None` while none is up.
@@ -154,7 +158,10 @@ impl Channel {
             } => {
                 if let Some(params) = self.established(*path, *attempt) {
                     self.lane.path_up(*path, &params, chunks);
-                    self.paths[path.index()].state = LinkState::Up;
+                    let permits = self.lane.range().count;
+                    let link = &mut self.paths[path.index()];
+                    link.state = LinkState::Up;
+                    link.credit.reset(permits);
                     self.next_tick = Some(now + self.tick());
                     self.actions.push_back(ChannelAction::Up(*path));
                 }
@@ -188,8 +195,7 @@ impl Channel {
             state: LinkState::Connecting,
             attempt,
             params: Some(*params),
-            error: None,
-            heard: false,
+            ..Link::default()
         };
         self.actions.push_back(ChannelAction::Connect {
             path,
@@ -272,7 +278,12 @@ impl Channel {
         request: &Request,
         now: Nanos,
     ) -> Result<Post, BeginError> {
-        self.lane.begin(path, request, now)
+        if !self.can_begin(path) {
+            return Err(BeginError::NoPermit);
+        }
+        let post = self.lane.begin(path, request, now)?;
+        self.paths[path.index()].credit.on_post(post.signaled);
+        Ok(post)
     }
 
     /// What [`Channel::begin`] asked for could not be posted: the request was never sent, and its
@@ -300,12 +311,22 @@ impl Channel {
         }
     }
 
-    /// The write of a request was sent.
-    pub fn handle_sent(&mut self, msg_id: u16) -> Step {
-        self.lane.on_sent(msg_id)
+    /// An operation of a path's connection completed; all that ask for it must be reported.
+    pub fn handle_sent(&mut self, path: PathIndex, id: WrId) -> Step {
+        self.paths[path.index()].credit.on_sent();
+        match id {
+            WrId::Request(msg_id) => self.lane.on_sent(msg_id),
+            WrId::Invalidate(msg_id) => self.lane.on_invalidated(msg_id),
+            _ => Step::Wait,
+        }
     }
 
-    /// The window of a request is invalid.
+    /// What [`Step::Invalidate`] asks for was posted and will complete.
+    pub fn handle_invalidate_posted(&mut self, path: PathIndex) {
+        self.paths[path.index()].credit.on_post(true);
+    }
+
+    /// What [`Step::Invalidate`] asks for was done, on a fabric that does it at once.
     pub fn handle_invalidated(&mut self, msg_id: u16) -> Step {
         self.lane.on_invalidated(msg_id)
     }

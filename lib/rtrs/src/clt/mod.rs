@@ -26,6 +26,7 @@
 
 mod channel;
 mod config;
+mod credit;
 mod error;
 mod lane;
 mod messages;

@@ -70,9 +70,7 @@ impl PathState {
     /// Whether the table of protocol.md 7.1 has this transition.
     #[must_use]
     pub fn may_become(self, new: Self) -> bool {
-        use PathState::{
-            Closed, Closing, Connected, Connecting, ConnectingErr, Dead, Reconnecting,
-        };
+        use PathState::{Closed, Closing, Connected, Connecting, ConnectingErr, Reconnecting};
         match new {
             Connecting => self == Reconnecting,
             Connected | ConnectingErr => self == Connecting,

@@ -277,16 +277,6 @@ impl Session {
         }
     }
 
-    /// The write of a control request was sent.
-    pub fn handle_sent(&mut self, msg_id: u16) -> Step {
-        self.lane.on_sent(msg_id)
-    }
-
-    /// The window of a control request is invalid.
-    pub fn handle_invalidated(&mut self, msg_id: u16) -> Step {
-        self.lane.on_invalidated(msg_id)
-    }
-
     /// Runs the timers that are due.
     pub fn handle_timeout(&mut self, now: Nanos) {
         for path in (0..).map(PathIndex).take(self.paths.len()) {
@@ -356,7 +346,8 @@ impl Session {
 
     // Control requests.
 
-    /// Starts a control request on connection 0 of the first path that is up.
+    /// Starts a control request on connection 0 of the first path that is up. Its data, if it has
+    /// any, comes from the server, to a buffer that needs no invalidation.
     ///
     /// # Errors
     /// [`BeginError::NoPermit`] while one is outstanding; [`BeginError::PathDown`] if no path is
