@@ -123,7 +123,8 @@ impl Connection {
                 Err(error) => return Err(Over::Io(error)),
                 Ok(0) => {
                     self.at_end = true;
-                    // What completes from here on is lost, as with SPDK.
+                    // What completes from here on is lost, as with SPDK. Calls that do not wait
+                    // have completed.
                     self.outbox.close();
                 }
                 Ok(_) => self.take_values()?,
@@ -185,7 +186,7 @@ impl Connection {
         log::debug!("RPC {method} {}", params.as_ref().unwrap_or(&Value::Null));
         match self.rpc.start(&method, params) {
             Err(error) => destination.deliver(&id, &Err(error)),
-            Ok(running) => self.rpc.handle().spawn(async move {
+            Ok(running) => self.rpc.handle().spawn_now(async move {
                 let result = running.await;
                 if let Err(error) = &result {
                     log::info!("RPC {method} failed: {error}");

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
@@ -161,12 +161,15 @@ impl Drop for ControlLoop {
 impl Handle {
     /// Runs `future` beside all others; it ends with the loop at the latest.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
-        let id = self.shared.tasks.borrow_mut().next_id();
-        let waker = TaskWaker::new(id, &self.shared.ready);
-        let task: Task = Box::pin(future);
-        let mut tasks = self.shared.tasks.borrow_mut();
-        tasks.waiting.insert(id, (task, Arc::clone(&waker)));
+        let (id, waker) = self.shared.new_task();
+        self.shared.keep(id, Box::pin(future), &waker);
         waker.wake_task();
+    }
+
+    /// [`Handle::spawn`] that goes on with the caller only when `future` first waits, or is done.
+    pub(crate) fn spawn_now(&self, future: impl Future<Output = ()> + 'static) {
+        let (id, waker) = self.shared.new_task();
+        self.shared.advance(id, Box::pin(future), &waker);
     }
 
     /// Is done when `span` has passed.
@@ -199,21 +202,30 @@ impl Tasks {
 }
 
 impl Shared {
+    fn new_task(&self) -> (TaskId, Arc<TaskWaker>) {
+        let id = self.tasks.borrow_mut().next_id();
+        (id, TaskWaker::new(id, &self.ready))
+    }
+
     /// Polls one task; a task that has ended may still be in the queue.
     fn poll_task(&self, id: TaskId) {
         let taken = self.tasks.borrow_mut().waiting.remove(&id);
-        let Some((mut task, task_waker)) = taken else {
-            return;
-        };
-        let waker: Waker = task_waker.to_waker();
-        if task
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_pending()
-        {
-            let mut tasks = self.tasks.borrow_mut();
-            tasks.waiting.insert(id, (task, task_waker));
+        if let Some((task, waker)) = taken {
+            self.advance(id, task, &waker);
         }
+    }
+
+    fn advance(&self, id: TaskId, mut task: Task, task_waker: &Arc<TaskWaker>) {
+        let waker = task_waker.to_waker();
+        let mut context = Context::from_waker(&waker);
+        if task.as_mut().poll(&mut context).is_pending() {
+            self.keep(id, task, task_waker);
+        }
+    }
+
+    fn keep(&self, id: TaskId, task: Task, waker: &Arc<TaskWaker>) {
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.waiting.insert(id, (task, Arc::clone(waker)));
     }
 
     /// Sleeps until something is ready and wakes the tasks that wait for it.

@@ -62,7 +62,8 @@ impl Dispatcher {
         });
     }
 
-    /// Starts `method` as a task of the loop. The future only waits for it: dropping it does not
+    /// Starts `method` as a task of the loop: a method that waits for nothing is done when this
+    /// returns, as its caller may count on (see `Connection::read`). The future only waits for it: dropping it does not
     /// stop the method.
     pub(crate) fn start(
         &self,
@@ -89,7 +90,7 @@ impl Dispatcher {
             _ => Params::default(),
         };
         let running = self.handlers[job.index](params);
-        handle.spawn(async move {
+        handle.spawn_now(async move {
             // Nobody listens any more if the connection is gone.
             let _ = job.reply.send(running.await);
         });

@@ -1,6 +1,7 @@
 use std::cell::Cell;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::task::Waker;
 
 use futures_channel::oneshot;
 

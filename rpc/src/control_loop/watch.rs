@@ -113,6 +113,11 @@ impl<T: AsFd> Watch<T> {
             return Poll::Ready(Ok(()));
         }
         state.waker = Some(context.waker().clone());
+        if interest == Interest::default() {
+            // The kernel reports a hang-up even to those who wait for nothing, and would do so
+            // again and again.
+            return Poll::Pending;
+        }
         let data = epoll::EventData::new_u64(self.token);
         match epoll::modify(
             &self.handle.shared.epoll,

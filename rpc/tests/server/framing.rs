@@ -150,9 +150,9 @@ fn a_batch_is_answered_by_one_array_in_the_order_of_completion() {
         [ok("5", "1")]
     );
     let expected = [
+        ok("2", "\"b\""),
         error("null", -32600, "Invalid request"),
         error("3", -32601, "Method not found"),
-        ok("2", "\"b\""),
         ok("1", "\"released\""),
     ];
     assert_eq!(raw.line(), format!("[{}]", expected.join(",")));
@@ -265,6 +265,21 @@ fn a_half_closed_client_gets_what_was_ready_and_loses_what_completes_later() {
         server.exchange(r#"{"method":"release","id":3}"#),
         [ok("3", "1")]
     );
+}
+
+#[test]
+fn a_client_that_closes_its_side_at_once_is_answered() {
+    let server = Server::start();
+    for _ in 0..100 {
+        let mut stream = UnixStream::connect(server.path()).unwrap();
+        let requests = echo("1", "x") + r#"{"method":"nothing","id":2}"#;
+        stream.write_all(requests.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let expected = [ok("1", "\"x\""), error("2", -32601, "Method not found")];
+        assert_eq!(answer, expected.map(|line| line + "\n").concat());
+    }
 }
 
 #[test]
