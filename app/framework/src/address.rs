@@ -32,7 +32,10 @@ impl TrType {
         if self == Self::Tcp {
             return Ok(());
         }
-        let text = format!("this program was built without transport {}; use TCP", self.name());
+        let text = format!(
+            "this program was built without transport {}; use TCP",
+            self.name()
+        );
         Err(RpcError::errno(Errno::OPNOTSUPP, text))
     }
 }
@@ -66,7 +69,11 @@ impl ListenAddress {
     /// As it is written when asked for.
     pub(crate) fn of(trtype: TrType, addr: Addr) -> Self {
         let (traddr, trsvcid, adrfam) = match addr {
-            Addr::Ip(addr) => (addr.ip().to_string(), addr.port().to_string(), AdrFam::of(addr.ip())),
+            Addr::Ip(addr) => (
+                addr.ip().to_string(),
+                addr.port().to_string(),
+                AdrFam::of(addr.ip()),
+            ),
             other => (other.to_string(), String::new(), AdrFam::Ib),
         };
         Self {
@@ -105,7 +112,10 @@ pub(crate) fn resolve(
         return literal(traddr, trsvcid, adrfam);
     }
     let unknown = |reason: String| {
-        RpcError::errno(Errno::HOSTUNREACH, format!("cannot resolve '{traddr}': {reason}"))
+        RpcError::errno(
+            Errno::HOSTUNREACH,
+            format!("cannot resolve '{traddr}': {reason}"),
+        )
     };
     let found = (traddr, port(trsvcid)?)
         .to_socket_addrs()
@@ -125,9 +135,9 @@ fn port(trsvcid: &str) -> Result<u16, RpcError> {
 
 fn check_family(ip: IpAddr, adrfam: Option<AdrFam>) -> Result<(), RpcError> {
     match adrfam {
-        Some(wanted) if wanted != AdrFam::of(ip) => {
-            Err(invalid(format!("traddr '{ip}' is not of family {wanted:?}")))
-        }
+        Some(wanted) if wanted != AdrFam::of(ip) => Err(invalid(format!(
+            "traddr '{ip}' is not of family {wanted:?}"
+        ))),
         _ => Ok(()),
     }
 }
@@ -143,7 +153,10 @@ mod tests {
     #[test]
     fn an_address_to_listen_on_is_literal_and_of_its_family() {
         let addr = |traddr, adrfam| literal(traddr, "1234", adrfam).map_err(|error| error.code);
-        assert_eq!(addr("::1", None), Ok(Addr::Ip("[::1]:1234".parse().unwrap())));
+        assert_eq!(
+            addr("::1", None),
+            Ok(Addr::Ip("[::1]:1234".parse().unwrap()))
+        );
         assert!(addr("127.0.0.1", Some(AdrFam::Ipv4)).is_ok());
         assert_eq!(addr("127.0.0.1", Some(AdrFam::Ipv6)), Err(-22));
         assert_eq!(addr("localhost", None), Err(-22));

@@ -1,6 +1,8 @@
-use rnbd_bdev::ConfigCall;
+use rnbd_bdev::{BdevInfo, ConfigCall};
+use rnbd_proto::srv::{Export, HostRule};
 use serde_json::{Map, Value, json};
 
+use crate::methods::options_json;
 use crate::system::System;
 
 /// A part of the configuration that `save_config` asks for by name.
@@ -11,12 +13,30 @@ pub(crate) struct Subsystem {
     calls: fn(&System) -> Vec<ConfigCall>,
 }
 
-/// All, in the order of initialization.
-pub(crate) const SUBSYSTEMS: &[Subsystem] = &[Subsystem {
-    name: "bdev",
-    depends_on: &[],
-    calls: bdev_calls,
-}];
+/// All, in the order of initialization. Listeners come last within theirs, so that nobody connects
+/// to a half-built target; the exports of `rnbd` stand before them for the same reason.
+pub(crate) const SUBSYSTEMS: &[Subsystem] = &[
+    Subsystem {
+        name: "bdev",
+        depends_on: &[],
+        calls: bdev_calls,
+    },
+    Subsystem {
+        name: "rnbd",
+        depends_on: &["bdev"],
+        calls: calls_of_rnbd,
+    },
+    Subsystem {
+        name: "rtrs",
+        depends_on: &["rnbd"],
+        calls: calls_of_rtrs,
+    },
+    Subsystem {
+        name: "nbd",
+        depends_on: &["bdev"],
+        calls: |system| system.nbd.config(),
+    },
+];
 
 impl Subsystem {
     pub(crate) fn find(name: &str) -> Option<&'static Self> {
@@ -37,23 +57,97 @@ fn call_json(call: ConfigCall) -> Value {
     json!({ "method": call.method, "params": call.params })
 }
 
+fn call(method: &'static str, params: Value) -> ConfigCall {
+    let params = match params {
+        Value::Object(params) => params,
+        _ => Map::new(),
+    };
+    ConfigCall { method, params }
+}
+
+/// The initiator's bdevs come first, because others may stand on them.
 fn bdev_calls(system: &System) -> Vec<ConfigCall> {
     let options = system.bdev_options.borrow().clone();
-    let mut calls: Vec<_> = options.into_iter().map(bdev_options_call).collect();
+    let options = options.map(|params| call("bdev_set_options", Value::Object(params)));
+    let mut calls: Vec<_> = options.into_iter().collect();
+    calls.extend(system.initiator.config());
+    let kept = |info: &&BdevInfo| !system.target.found.contains(info.bdev.name());
     let bdevs = system.bdevs.list();
-    calls.extend(bdevs.iter().flat_map(|info| info.bdev.config()));
-    calls.push(ConfigCall {
-        method: "bdev_wait_for_examine",
-        params: Map::new(),
-    });
+    calls.extend(
+        bdevs
+            .iter()
+            .filter(kept)
+            .flat_map(|info| info.bdev.config()),
+    );
+    calls.push(call("bdev_wait_for_examine", Value::Null));
     calls
 }
 
-fn bdev_options_call(params: Map<String, Value>) -> ConfigCall {
-    ConfigCall {
-        method: "bdev_set_options",
-        params,
+fn calls_of_rnbd(system: &System) -> Vec<ConfigCall> {
+    let mut calls = Vec::new();
+    if system.target.rnbd_options_set.get() {
+        let options = options_json(&system.target.exports.options());
+        calls.push(call("rnbd_set_options", Value::Object(options)));
     }
+    for info in system.target.exports.list() {
+        calls.push(call("rnbd_create_export", export_params(&info.export)));
+        let path = &info.export.name;
+        let hosts = info.export.hosts.iter().map(|rule| host_params(path, rule));
+        calls.extend(hosts.map(|params| call("rnbd_export_add_host", params)));
+    }
+    calls
+}
+
+fn export_params(export: &Export) -> Value {
+    let write_cache = match export.write_cache {
+        None => "auto",
+        Some(true) => "on",
+        Some(false) => "off",
+    };
+    let mut params = json!({
+        "device_path": export.name,
+        "bdev_name": export.bdev_name,
+        "read_only": export.read_only,
+        "max_writers": export.max_writers,
+        "allow_any_host": export.allow_any_host,
+        "write_cache": write_cache,
+        "rotational": export.rotational,
+    });
+    if let Some(bytes) = export.max_io_bytes {
+        params["max_io_size"] = json!(bytes);
+    }
+    if let Some(discard) = export.discard {
+        params["discard"] = json!(discard);
+    }
+    if let Some(write_zeroes) = export.write_zeroes {
+        params["write_zeroes"] = json!(write_zeroes);
+    }
+    params
+}
+
+fn host_params(device_path: &str, rule: &HostRule) -> Value {
+    let mut params = json!({
+        "device_path": device_path,
+        "host": rule.sessname,
+        "access_mode_max": rule.max_access.as_str(),
+    });
+    if let Some(source) = &rule.source {
+        params["traddr"] = json!(source.to_string());
+    }
+    params
+}
+
+fn calls_of_rtrs(system: &System) -> Vec<ConfigCall> {
+    let options = system.target.options.borrow().clone();
+    let options = options.map(|options| call("rtrs_set_options", json!(options)));
+    let transports = system.target.transports();
+    let made = transports
+        .iter()
+        .map(|transport| call("rtrs_create_transport", json!(transport.options)));
+    let listeners = transports.iter().flat_map(|transport| &transport.listeners);
+    let listening =
+        listeners.map(|address| call("rtrs_add_listener", json!({ "listen_address": address })));
+    options.into_iter().chain(made).chain(listening).collect()
 }
 
 #[cfg(test)]

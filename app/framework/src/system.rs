@@ -9,6 +9,8 @@ use rnbd_rpc::{Handle, Notifications};
 use serde_json::{Map, Value};
 
 use crate::flag::Flag;
+use crate::initiator::Initiator;
+use crate::nbd::NbdExports;
 use crate::options::Options;
 use crate::poll_group::PollGroup;
 use crate::target::Target;
@@ -21,6 +23,8 @@ pub(crate) struct System {
     pub(crate) reactors: Reactors,
     pub(crate) poll_groups: Vec<PollGroup>,
     pub(crate) target: Target,
+    pub(crate) initiator: Initiator,
+    pub(crate) nbd: NbdExports,
     pub(crate) handle: Handle,
     pub(crate) notifications: Notifications,
     /// Parameters of `bdev_set_options`, if that was called.
@@ -54,6 +58,8 @@ impl System {
         let notifications = Notifications::new();
         let system = Self {
             target: Target::new(&memory, &bdevs, &handle, &notifications),
+            initiator: Initiator::default(),
+            nbd: NbdExports::default(),
             bdevs,
             memory,
             poll_groups: reactors
@@ -77,7 +83,9 @@ impl System {
 
     /// Ends what the outside world can see, then what that used.
     pub(crate) async fn shut_down(&self) {
+        self.nbd.shut_down().await;
         self.target.shut_down(&self.reactors).await;
+        self.initiator.shut_down().await;
     }
 
     fn notify_of_bdevs(&self) {

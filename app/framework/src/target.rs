@@ -109,8 +109,10 @@ impl Target {
             return Err(RpcError::errno(Errno::EXIST, text));
         }
         let groups = self.serving(reactors, groups)?;
-        let parts: Result<Vec<_>, RpcError> =
-            groups.iter().map(|group| tcp_parts(reactors, group)).collect();
+        let parts: Result<Vec<_>, RpcError> = groups
+            .iter()
+            .map(|group| tcp_parts(reactors, group))
+            .collect();
         let (handle, shards) = build(self.config(options), &self.services, parts?)
             .map_err(|error| RpcError::errno(Errno::INVAL, error.to_string()))?;
         let pollers = add_pollers(reactors, &groups, shards, options.trtype);
@@ -131,7 +133,9 @@ impl Target {
     /// The transport of that type.
     pub(crate) fn transport(&self, trtype: TrType) -> Result<Transport, RpcError> {
         let transports = self.transports.borrow();
-        let found = transports.iter().find(|transport| transport.options.trtype == trtype);
+        let found = transports
+            .iter()
+            .find(|transport| transport.options.trtype == trtype);
         found.cloned().ok_or_else(|| {
             let name = trtype.name();
             let text = format!("there is no transport {name}; make it with rtrs_create_transport");
@@ -150,7 +154,9 @@ impl Target {
             let text = "the transport has listeners; remove them first";
             return Err(RpcError::errno(Errno::BUSY, text));
         }
-        self.transports.borrow_mut().retain(|other| other.options.trtype != trtype);
+        self.transports
+            .borrow_mut()
+            .retain(|other| other.options.trtype != trtype);
         transport.end(reactors).await;
         Ok(())
     }
@@ -159,11 +165,19 @@ impl Target {
     pub(crate) async fn add_listener(&self, address: ListenAddress) -> Result<(), RpcError> {
         let transport = self.transport(address.trtype)?;
         if transport.listeners.contains(&address) {
-            return Err(RpcError::errno(Errno::EXIST, "there is such a listener already"));
+            return Err(RpcError::errno(
+                Errno::EXIST,
+                "there is such a listener already",
+            ));
         }
         let (callback, answer) = reply();
-        transport.handle.add_listener(address.addr()?, ListenOptions::default(), callback)?;
-        answer.await.ok_or(Errno::CANCELED)?.map_err(|error| fabric_error(&error))?;
+        transport
+            .handle
+            .add_listener(address.addr()?, ListenOptions::default(), callback)?;
+        answer
+            .await
+            .ok_or(Errno::CANCELED)?
+            .map_err(|error| fabric_error(&error))?;
         self.with_listeners(address.trtype, |listeners| listeners.push(address.clone()));
         Ok(())
     }
@@ -172,7 +186,9 @@ impl Target {
     pub(crate) async fn remove_listener(&self, address: ListenAddress) -> Result<(), RpcError> {
         let transport = self.transport(address.trtype)?;
         let (callback, answer) = reply();
-        transport.handle.remove_listener(address.addr()?, callback)?;
+        transport
+            .handle
+            .remove_listener(address.addr()?, callback)?;
         answer.await.ok_or(Errno::CANCELED)?.map_err(|errno| {
             RpcError::errno(errno, "there is no such listener; see rtrs_get_listeners")
         })?;
@@ -192,7 +208,9 @@ impl Target {
 
     fn with_listeners(&self, trtype: TrType, change: impl FnOnce(&mut Vec<ListenAddress>)) {
         let mut transports = self.transports.borrow_mut();
-        let found = transports.iter_mut().find(|transport| transport.options.trtype == trtype);
+        let found = transports
+            .iter_mut()
+            .find(|transport| transport.options.trtype == trtype);
         if let Some(transport) = found {
             change(&mut transport.listeners);
         }
@@ -205,7 +223,9 @@ impl Target {
         groups: &'a [PollGroup],
     ) -> Result<Vec<&'a PollGroup>, RpcError> {
         let options = self.options.borrow();
-        let mask = options.as_ref().and_then(|options| options.poll_groups_mask.as_deref());
+        let mask = options
+            .as_ref()
+            .and_then(|options| options.poll_groups_mask.as_deref());
         let Some(mask) = mask else {
             return Ok(groups.iter().collect());
         };
@@ -217,7 +237,9 @@ impl Target {
     fn config(&self, transport: TransportOptions) -> TargetConfig {
         let defaults = srv::Config::default();
         let options = self.options.borrow();
-        let heartbeat = options.as_ref().map_or(defaults.heartbeat, RtrsOptions::heartbeat);
+        let heartbeat = options
+            .as_ref()
+            .map_or(defaults.heartbeat, RtrsOptions::heartbeat);
         let max_paths = options.as_ref().map(|options| options.max_paths);
         TargetConfig {
             rtrs: srv::Config {
@@ -242,7 +264,9 @@ impl RtrsOptions {
         let mask = parse_mask(mask)?;
         let has_reactor = |core: u32| reactors.cores().any(|index| reactors.lcore(index) == core);
         match mask.cores().find(|&core| !has_reactor(core)) {
-            Some(core) => Err(RpcError::invalid_params(format!("core {core} has no reactor"))),
+            Some(core) => Err(RpcError::invalid_params(format!(
+                "core {core} has no reactor"
+            ))),
             None => Ok(()),
         }
     }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::thread::snapshots;
 use super::{Methods, NoParams};
-use crate::subsystem::{SUBSYSTEMS, Subsystem};
 use crate::poll_group::PollGroup;
+use crate::subsystem::{SUBSYSTEMS, Subsystem};
 use crate::system::System;
 
 pub(super) fn register(methods: &mut Methods<'_>) {

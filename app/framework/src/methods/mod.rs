@@ -2,8 +2,10 @@
 //! in the schema; parameters arrive here checked and with their defaults.
 
 mod bdev;
+mod bdev_rnbd;
 mod framework;
 mod log;
+mod nbd;
 mod rnbd;
 mod rtrs;
 mod thread;
@@ -12,10 +14,14 @@ use std::future::Future;
 use std::rc::Rc;
 
 use rnbd_base::Errno;
+use rnbd_fabric::FabricStats;
 use rnbd_rpc::{Params, Registry, RpcError, RpcResult};
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use crate::system::System;
+
+pub(crate) use self::rnbd::options_json;
 
 /// Registers all methods.
 pub(crate) fn register(registry: &mut Registry, system: &Rc<System>) {
@@ -26,6 +32,8 @@ pub(crate) fn register(registry: &mut Registry, system: &Rc<System>) {
     bdev::register(&mut methods);
     rtrs::register(&mut methods);
     rnbd::register(&mut methods);
+    bdev_rnbd::register(&mut methods);
+    nbd::register(&mut methods);
     system.notifications.register(methods.registry);
 }
 
@@ -67,6 +75,21 @@ impl Methods<'_> {
 struct NoParams {}
 
 /// The error of a reactor that has stopped while it was asked.
-fn stopped() -> RpcError {
+pub(crate) fn stopped() -> RpcError {
     RpcError::errno(Errno::CANCELED, "the program is ending")
+}
+
+/// What a transport did on a core, in SPDK's words.
+fn fabric_stats(name: &str, stats: &FabricStats) -> Value {
+    json!({
+        "dev_name": name,
+        "polls": stats.polls,
+        "idle_polls": stats.idle_polls,
+        "completions": stats.completions,
+        "total_send_wrs": stats.send_wrs,
+        "send_doorbell_updates": stats.send_doorbells,
+        "total_recv_wrs": stats.recv_wrs,
+        "recv_doorbell_updates": stats.recv_doorbells,
+        "violations": stats.violations,
+    })
 }

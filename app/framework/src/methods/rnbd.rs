@@ -2,9 +2,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use rnbd_base::Errno;
-use rnbd_proto::srv::{
-    Export, ExportError, ExportInfo, HostRule, OpenInfo, ServiceOptions,
-};
+use rnbd_proto::srv::{Export, ExportError, ExportInfo, HostRule, OpenInfo, ServiceOptions};
 use rnbd_proto::target::{DeviceCounters, DeviceInfo, DeviceSelector, IoCounters, SessionInfo};
 use rnbd_rpc::{RpcError, RpcResult};
 use rnbd_wire::limits::SECTOR_BYTES;
@@ -24,7 +22,9 @@ const TICK_RATE: u64 = 1_000_000_000;
 pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add_sync("rnbd_set_options", set_options);
     methods.add_sync("rnbd_get_options", |system, NoParams {}| {
-        Ok(Value::Object(options_json(&system.target.exports.options())))
+        Ok(Value::Object(options_json(
+            &system.target.exports.options(),
+        )))
     });
     methods.add_sync("rnbd_create_export", create_export);
     methods.add("rnbd_delete_export", delete_export);
@@ -32,13 +32,21 @@ pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add_sync("rnbd_get_exports", get_exports);
     methods.add_sync("rnbd_export_add_host", add_host);
     methods.add_sync("rnbd_export_remove_host", |system, params: RemoveHost| {
-        done(system.target.exports.remove_host(&params.device_path, &params.host))
+        done(
+            system
+                .target
+                .exports
+                .remove_host(&params.device_path, &params.host),
+        )
     });
-    methods.add_sync("rnbd_export_allow_any_host", |system, params: AllowAnyHost| {
-        done(system.target.exports.update(&params.device_path, |export| {
-            export.allow_any_host = params.allow_any_host;
-        }))
-    });
+    methods.add_sync(
+        "rnbd_export_allow_any_host",
+        |system, params: AllowAnyHost| {
+            done(system.target.exports.update(&params.device_path, |export| {
+                export.allow_any_host = params.allow_any_host;
+            }))
+        },
+    );
     methods.add("rnbd_close_device", close_device);
     methods.add("rnbd_get_stats", get_stats);
 }
@@ -100,12 +108,24 @@ fn checked_search_path(path: String) -> Result<Option<String>, RpcError> {
 /// The options as `rnbd_set_options` takes them.
 pub(crate) fn options_json(options: &ServiceOptions) -> Map<String, Value> {
     let members = [
-        ("dev_search_path", json!(options.dev_search_path.as_deref().unwrap_or(""))),
+        (
+            "dev_search_path",
+            json!(options.dev_search_path.as_deref().unwrap_or("")),
+        ),
         ("allow_any_host", json!(options.allow_any_host)),
-        ("default_access_mode_max", json!(options.max_access.as_str())),
-        ("max_devices_per_session", json!(options.max_devices_per_session)),
+        (
+            "default_access_mode_max",
+            json!(options.max_access.as_str()),
+        ),
+        (
+            "max_devices_per_session",
+            json!(options.max_devices_per_session),
+        ),
     ];
-    members.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+    members
+        .map(|(key, value)| (key.to_owned(), value))
+        .into_iter()
+        .collect()
 }
 
 #[derive(Deserialize)]
@@ -201,11 +221,16 @@ struct DeleteExport {
 }
 
 async fn delete_export(system: Rc<System>, params: DeleteExport) -> RpcResult {
-    let deleted = system.target.exports.delete(&params.device_path, params.force);
+    let deleted = system
+        .target
+        .exports
+        .delete(&params.device_path, params.force);
     deleted.map_err(|error| not_done(&error))?;
     for transport in system.target.transports() {
         let (callback, closed) = reply();
-        transport.handle.close_export(&params.device_path, callback)?;
+        transport
+            .handle
+            .close_export(&params.device_path, callback)?;
         closed.await.ok_or_else(stopped)?;
     }
     Ok(json!(true))
@@ -240,7 +265,10 @@ fn get_exports(system: &System, params: SomeExports) -> RpcResult {
         }
         None => system.target.exports.list(),
     };
-    Ok(exports.iter().map(|info| export_json(system, info)).collect())
+    Ok(exports
+        .iter()
+        .map(|info| export_json(system, info))
+        .collect())
 }
 
 fn export_json(system: &System, info: &ExportInfo) -> Value {
@@ -296,8 +324,8 @@ struct AddHost {
 
 fn add_host(system: &System, params: AddHost) -> RpcResult {
     let source = params.traddr.as_deref().map(str::parse).transpose();
-    let source = source
-        .map_err(|error| RpcError::errno(Errno::INVAL, format!("traddr: {error}")))?;
+    let source =
+        source.map_err(|error| RpcError::errno(Errno::INVAL, format!("traddr: {error}")))?;
     let rule = HostRule {
         sessname: params.host,
         source,
@@ -335,13 +363,17 @@ async fn close_device(system: Rc<System>, params: CloseDevice) -> RpcResult {
         }
     };
     let order = |transport: &Transport, callback| {
-        transport.handle.close_device(&params.sessname, &selector, callback)
+        transport
+            .handle
+            .close_device(&params.sessname, &selector, callback)
     };
     let closed = with_session(&system, &params.sessname, order).await;
-    closed.map_err(|error| match error.code == i64::from(Errno::NOENT.negative()) {
-        true => error.with_text("there is no such session or device; see rnbd_get_stats"),
-        false => error,
-    })
+    closed.map_err(
+        |error| match error.code == i64::from(Errno::NOENT.negative()) {
+            true => error.with_text("there is no such session or device; see rnbd_get_stats"),
+            false => error,
+        },
+    )
 }
 
 #[derive(Deserialize)]
@@ -353,7 +385,10 @@ struct GetStats {
 async fn get_stats(system: Rc<System>, params: GetStats) -> RpcResult {
     let sessions = sessions(&system, params.sessname.as_deref()).await?;
     let wanted = |device: &&DeviceInfo| {
-        params.device_path.as_ref().is_none_or(|path| *path == device.device_path)
+        params
+            .device_path
+            .as_ref()
+            .is_none_or(|path| *path == device.device_path)
     };
     let describe = |session: &SessionInfo| {
         let devices = session.devices.iter().filter(wanted).map(device_json);
@@ -381,7 +416,9 @@ fn device_json(device: &DeviceInfo) -> Value {
         json[format!("{kind}_latency_ticks")] = json!(counters.latency_ns);
     }
     let errors = device.counters.errors().map(|(errno, count)| {
-        let name = errno.symbol().map_or_else(|| errno.get().to_string(), str::to_owned);
+        let name = errno
+            .symbol()
+            .map_or_else(|| errno.get().to_string(), str::to_owned);
         (name, json!(count))
     });
     json["errors"] = Value::Object(errors.collect());

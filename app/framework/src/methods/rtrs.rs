@@ -23,16 +23,21 @@ pub(super) fn register(methods: &mut Methods<'_>) {
         system.target.options.replace(Some(options));
         Ok(json!(true))
     });
-    methods.add_sync("rtrs_create_transport", |system, options: TransportOptions| {
-        let target = &system.target;
-        target.create_transport(options, &system.reactors, &system.poll_groups)?;
-        Ok(json!(true))
-    });
+    methods.add_sync(
+        "rtrs_create_transport",
+        |system, options: TransportOptions| {
+            let target = &system.target;
+            target.create_transport(options, &system.reactors, &system.poll_groups)?;
+            Ok(json!(true))
+        },
+    );
     methods.add("rtrs_delete_transport", delete_transport);
     methods.add_sync("rtrs_get_transports", get_transports);
     methods.add("rtrs_add_listener", add_listener);
     methods.add("rtrs_remove_listener", remove_listener);
-    methods.add("rtrs_get_listeners", |system, NoParams {}| get_listeners(system));
+    methods.add("rtrs_get_listeners", |system, NoParams {}| {
+        get_listeners(system)
+    });
     methods.add("rtrs_get_sessions", get_sessions);
     methods.add("rtrs_disconnect_session", disconnect_session);
     methods.add("rtrs_get_stats", get_stats);
@@ -45,7 +50,10 @@ struct OneTransport {
 }
 
 async fn delete_transport(system: Rc<System>, params: OneTransport) -> RpcResult {
-    system.target.delete_transport(params.trtype, &system.reactors).await?;
+    system
+        .target
+        .delete_transport(params.trtype, &system.reactors)
+        .await?;
     Ok(json!(true))
 }
 
@@ -140,9 +148,8 @@ async fn disconnect_session(system: Rc<System>, params: DisconnectSession) -> Rp
         sessname: params.sessname,
         path: params.path,
     };
-    let order = |transport: &Transport, callback| {
-        transport.handle.disconnect(&selector, wait, callback)
-    };
+    let order =
+        |transport: &Transport, callback| transport.handle.disconnect(&selector, wait, callback);
     with_session(&system, &selector.sessname, order).await
 }
 
@@ -163,9 +170,8 @@ async fn reset_stats(system: Rc<System>, params: ResetStats) -> RpcResult {
     for sessname in names {
         let path = params.path.clone();
         let selector = Selector { sessname, path };
-        let order = |transport: &Transport, callback| {
-            transport.handle.reset_stats(&selector, callback)
-        };
+        let order =
+            |transport: &Transport, callback| transport.handle.reset_stats(&selector, callback);
         with_session(&system, &selector.sessname, order).await?;
     }
     Ok(json!(true))

@@ -81,7 +81,9 @@ impl DeviceOpener for SearchPathOpener {
 
     fn closed(&self, bdev_name: &str) {
         // When the control thread has ended, the bdev goes with the process.
-        let _ = self.orders.unbounded_send(Order::Closed(bdev_name.to_owned()));
+        let _ = self
+            .orders
+            .unbounded_send(Order::Closed(bdev_name.to_owned()));
     }
 }
 

@@ -1,12 +1,12 @@
 //! What RPC shows of the target's transports, listeners and sessions.
 
-use rnbd_fabric::FabricStats;
 use rnbd_proto::target::{HeartbeatInfo, ListenerInfo, PathInfo, SessionInfo, ShardStats};
 use rnbd_reactor::Clock;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::address::{ListenAddress, TrType};
+use crate::methods::fabric_stats;
 use crate::poll_group::PollGroup;
 use crate::target::Transport;
 
@@ -18,7 +18,9 @@ pub(super) fn transport(transport: &Transport) -> Value {
 
 pub(super) fn listener(trtype: TrType, info: &ListenerInfo) -> Value {
     let rejected = info.rejected.iter().map(|(errno, count)| {
-        let name = errno.symbol().map_or_else(|| errno.get().to_string(), str::to_owned);
+        let name = errno
+            .symbol()
+            .map_or_else(|| errno.get().to_string(), str::to_owned);
         (name, json!(count))
     });
     json!({
@@ -100,21 +102,6 @@ pub(super) fn shard(trtype: TrType, stats: &ShardStats) -> Value {
         "pending_bdev_io": stats.pending_bdev_io,
         "completed_io": stats.completed_io,
         "violations": stats.violations,
-        "devices": [fabric(trtype, &stats.fabric)],
-    })
-}
-
-/// SPDK's words for what a transport did on a core.
-pub(in crate::methods) fn fabric(trtype: TrType, stats: &FabricStats) -> Value {
-    json!({
-        "name": trtype,
-        "polls": stats.polls,
-        "idle_polls": stats.idle_polls,
-        "completions": stats.completions,
-        "total_send_wrs": stats.send_wrs,
-        "send_doorbell_updates": stats.send_doorbells,
-        "total_recv_wrs": stats.recv_wrs,
-        "recv_doorbell_updates": stats.recv_doorbells,
-        "violations": stats.violations,
+        "devices": [fabric_stats(trtype.name(), &stats.fabric)],
     })
 }
