@@ -152,6 +152,14 @@ impl SimNetwork {
         self.lock().send(wire, from, Body::Op(message));
     }
 
+    /// The next `messages` with bytes that `from` sends arrive with some of them changed, as from
+    /// software that means harm.
+    pub fn corrupt(&self, wire: WireId, from: Side, messages: u32) {
+        if let Some(wire) = self.lock().wires.get_mut(&wire) {
+            wire.direction(from).corrupted = messages;
+        }
+    }
+
     /// The software of a host ends: its fabrics, connections and keys are gone. The fabrics'
     /// values do nothing any more. With [`Crash::Power`] the host is down until
     /// [`SimNetwork::restart`].

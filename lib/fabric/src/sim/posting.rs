@@ -2,7 +2,7 @@
 
 use super::conn::{Posted, Receive, State};
 use super::net::{FabricId, Net, Timer};
-use super::wire::{Body, OpMessage, Payload, RemoteOp, WireId};
+use super::wire::{Body, OpMessage, Payload, RemoteOp, Side, WireId};
 use crate::types::{CloseReason, ConnId, PostError, Sge, WorkRequest, WrOp};
 
 impl Net {
@@ -107,13 +107,26 @@ impl Net {
                 self.after(delay, Timer::Invalidate(fabric, id, seq, posted.shuts));
                 continue;
             };
-            let message = OpMessage {
+            let mut message = OpMessage {
                 seq: Some(conn.note_sent(&posted.wr, false)),
                 op,
                 payload: Payload::InPlace(posted.wr.sges.map(|sge| sge.span)),
             };
+            self.corrupt(wire, side, &mut message.payload);
             self.send(wire, side, Body::Op(message));
             self.strike(wire);
+        }
+    }
+
+    /// Changes the bytes, if that was asked for.
+    fn corrupt(&mut self, wire: WireId, from: Side, payload: &mut Payload) {
+        let wire = self.wires.get_mut(&wire);
+        if let Some(direction) = wire.map(|wire| wire.direction(from))
+            && direction.corrupted > 0
+            && payload.len() > 0
+        {
+            direction.corrupted -= 1;
+            payload.corrupt(&mut self.rng);
         }
     }
 

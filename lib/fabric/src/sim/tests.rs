@@ -248,6 +248,21 @@ fn a_hostile_peer_says_what_its_software_would_not() {
 }
 
 #[test]
+fn corruption_changes_as_many_messages_as_asked() {
+    let (mut rig, link, network) = faulty(|_| ());
+    let region = rig.region(link.server, 4096, Access::RemoteWrite);
+    let source = rig.source(link.client, &[7; 4096]);
+    rig.post_empty_recvs(link.server, 2);
+    network.corrupt(network.connections()[0].wire, Side::Client, 1);
+    for is_intact in [false, true] {
+        let wr = WorkRequest::new(WrOp::WriteImm(region.remote(0), 3));
+        rig.post_wr(link.client, &wr.with_sge(source.sge(0, 4096)));
+        rig.write_imm(link.server);
+        assert_eq!(region.bytes(0, 4096) == [7; 4096], is_intact);
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
         let network = SimNetwork::new(seed, FaultPlan::default());

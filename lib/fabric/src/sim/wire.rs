@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
+use fastrand::Rng;
 use rnbd_base::Nanos;
 use rnbd_mem::Span;
 
@@ -115,6 +116,8 @@ pub(super) struct Direction {
     pub(super) acks: VecDeque<(Nanos, u64)>,
     /// Since when nothing gets through.
     pub(super) blocked_since: Option<Nanos>,
+    /// How many of the next messages with bytes are changed on their way.
+    pub(super) corrupted: u32,
 }
 
 impl Direction {
@@ -198,6 +201,21 @@ impl Payload {
         if let Self::InPlace(spans) = self {
             let bytes = spans.iter().flat_map(copy_of).collect();
             *self = Self::Copied(bytes);
+        }
+    }
+
+    /// Changes a few bytes, mostly near the end, where headers are.
+    pub(super) fn corrupt(&mut self, rng: &mut Rng) {
+        const HEADER: usize = 64;
+        self.capture();
+        let Self::Copied(bytes) = self else {
+            return;
+        };
+        let tail = bytes.len().saturating_sub(HEADER);
+        let from = if rng.u8(..4) == 0 { 0 } else { tail };
+        for _ in 0..rng.u8(1..=4) {
+            let at = rng.usize(from..bytes.len());
+            bytes[at] = rng.u8(..);
         }
     }
 
