@@ -1,0 +1,350 @@
+//! An initiator and a target on a simulated network, in one thread, on virtual time.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+use bdev_rnbd::{
+    AttachParams, ControlError, DeviceParams, InitiatorConfig, InitiatorControl, InitiatorShard,
+    Notification, Reply,
+};
+use rnbd_base::{CoreIndex, Errno, Nanos, NoWake, Poll, Progress};
+use rnbd_bdev::{BdevIo, Channel, Desc, IoOp, MallocBdev, MallocOptions, Registry};
+use rnbd_fabric::sim::{Crash, FaultPlan, SimFabric, SimNetwork};
+use rnbd_fabric::{Addr, ListenOptions};
+use rnbd_mem::{Buffer, Memory, MemoryConfig, Pages};
+use rnbd_proto::srv::{Export, Exports, ServiceOptions};
+use rnbd_proto::target::{
+    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Services,
+    TargetConfig, TargetHandle, TargetShard, build,
+};
+use rnbd_wire::rnbd::AccessMode;
+
+pub const BLOCK: usize = 512;
+const TARGET: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const INITIATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+
+const DISKS: [&str; 2] = ["disk0", "disk1"];
+
+/// What a world is made of.
+pub struct Setup {
+    pub seed: u64,
+    pub initiator_cores: u16,
+    pub target_cores: u16,
+    pub queue_depth: u16,
+    pub new_rkey: bool,
+    pub plan: FaultPlan,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            initiator_cores: 1,
+            target_cores: 1,
+            queue_depth: 16,
+            new_rkey: false,
+            plan: FaultPlan::default(),
+        }
+    }
+}
+
+pub struct World {
+    pub now: Nanos,
+    pub network: SimNetwork,
+    setup: Setup,
+    pub target_registry: Registry,
+    target_memory: Memory,
+    targets: Vec<TargetShard<SimFabric>>,
+    pub target: Option<TargetHandle>,
+    shards: Vec<InitiatorShard<SimFabric>>,
+    pub initiator: Arc<dyn InitiatorControl>,
+    pub registry: Registry,
+    pub memory: Memory,
+    pub notifications: Arc<Mutex<Vec<Notification>>>,
+}
+
+impl World {
+    /// A target that exports `disk0` and `disk1`, of 1024 blocks each, and an initiator.
+    pub fn new(setup: Setup) -> Self {
+        let network = SimNetwork::new(setup.seed, setup.plan.clone());
+        let target_memory = Memory::new(MemoryConfig::default());
+        let target_registry = Registry::new(target_memory.clone());
+        for name in DISKS {
+            make_disk(&target_registry, &target_memory, name);
+        }
+        let memory = Memory::new(MemoryConfig::default());
+        let registry = Registry::new(memory.clone());
+        let notifications = Arc::default();
+        let (initiator, shards) = initiator(&setup, &network, &memory, &registry, &notifications);
+        let mut world = Self {
+            now: Nanos::ZERO,
+            network,
+            setup,
+            target_registry,
+            target_memory,
+            targets: Vec::new(),
+            target: None,
+            shards,
+            initiator,
+            registry,
+            memory,
+            notifications,
+        };
+        world.start_target();
+        world
+    }
+
+    pub fn start_target(&mut self) {
+        let mut config = TargetConfig::default();
+        config.rtrs.queue_depth = self.setup.queue_depth;
+        config.rtrs.chunk_bytes = 32 * 1024;
+        config.rtrs.new_rkey = self.setup.new_rkey;
+        let services = Services {
+            memory: self.target_memory.clone(),
+            registry: self.target_registry.clone(),
+            exports: exports(),
+            directory: Directory::new(DirectoryLimits::default()),
+            opener: Arc::new(NoSearchPath),
+            sink: Arc::new(IgnoreNotifications),
+        };
+        let part = |core| CoreParts {
+            core: CoreIndex(core),
+            fabric: self.network.fabric(TARGET),
+            wake: Arc::new(NoWake) as _,
+        };
+        let parts = (0..self.setup.target_cores).map(part).collect();
+        let (handle, shards) = build(config, &services, parts).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let reply = Box::new(move |result| tx.send(result).unwrap());
+        handle
+            .add_listener(target_addr(), ListenOptions::default(), reply)
+            .unwrap();
+        self.targets = shards;
+        self.target = Some(handle);
+        self.until("the target listens", |_| rx.try_recv().is_ok());
+    }
+
+    /// The target's process ends at once, and its memory with it.
+    pub fn crash_target(&mut self) {
+        self.network.crash(TARGET, Crash::Process);
+        self.targets.clear();
+        self.target = None;
+    }
+
+    /// Lets everything run until `done`, for at most ten virtual minutes.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let end = self.now + Nanos::from_secs(600);
+        while !done(self) {
+            assert!(self.now < end, "in vain: {what}");
+            self.step();
+        }
+    }
+
+    /// Lets everything run for a while.
+    pub fn run_for(&mut self, span: Nanos) {
+        let end = self.now + span;
+        self.until("time passes", |world| world.now >= end);
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        let mut progress = Progress::Idle;
+        for shard in &mut self.targets {
+            progress = progress.or(shard.poll(now));
+        }
+        for shard in &mut self.shards {
+            progress = progress.or(shard.poll(now));
+        }
+        if progress.is_busy() {
+            self.now += Nanos(100);
+            return;
+        }
+        let targets = self.targets.iter().filter_map(Poll::next_deadline);
+        let shards = self.shards.iter().filter_map(Poll::next_deadline);
+        let next = targets.chain(shards).chain(self.network.next_event()).min();
+        let latest = now + Nanos::from_secs(1);
+        self.now = next.unwrap_or(latest).clamp(now + Nanos(100), latest);
+    }
+
+    /// Calls the control plane and waits for the answer.
+    pub fn call<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&dyn InitiatorControl, Reply<T>),
+    ) -> Result<T, ControlError> {
+        let rx = self.begin(call);
+        let mut answer = None;
+        self.until("an answer to a call", |_| {
+            answer = rx.try_recv().ok();
+            answer.is_some()
+        });
+        answer.unwrap()
+    }
+
+    /// Calls the control plane; the answer comes out of the receiver, some time.
+    pub fn begin<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&dyn InitiatorControl, Reply<T>),
+    ) -> mpsc::Receiver<Result<T, ControlError>> {
+        let (tx, rx) = mpsc::channel();
+        let reply = Box::new(move |result| tx.send(result).unwrap());
+        call(&*self.initiator, reply);
+        rx
+    }
+
+    pub fn attach(&mut self, devices: &[&str]) -> Result<Vec<String>, ControlError> {
+        let params = attach_params(devices);
+        self.call(|control, reply| control.attach_controller(params, reply))
+    }
+
+    pub fn open(&self, bdev: &str, core: u16) -> User {
+        let desc = self.registry.open(bdev, true).unwrap();
+        let channel = desc.open_channel(CoreIndex(core), User::DEPTH).unwrap();
+        let bytes = 64 * 1024;
+        let buffer = self.memory.alloc("test", bytes, Pages::Small).unwrap();
+        User {
+            channel,
+            desc,
+            buffer,
+        }
+    }
+
+    /// One I/O, to its end.
+    pub fn io(&mut self, user: &mut User, op: IoOp, block: u64, blocks: u64) -> Result<(), Errno> {
+        user.submit(1, op, block, blocks, self.now)?;
+        let mut done = Vec::with_capacity(1);
+        self.until("an I/O completes", |world| {
+            user.channel.poll(world.now, &mut done);
+            !done.is_empty()
+        });
+        assert_eq!(done[0].tag, 1);
+        done[0].result
+    }
+
+    pub fn write(&mut self, user: &mut User, block: u64, data: &[u8]) -> Result<(), Errno> {
+        user.buffer.span().write_at(0, data);
+        let blocks = (data.len() / BLOCK) as u64;
+        self.io(user, IoOp::Write { fua: false }, block, blocks)
+    }
+
+    pub fn read(&mut self, user: &mut User, block: u64, blocks: u64) -> Result<Vec<u8>, Errno> {
+        user.buffer.span().fill(0xee);
+        self.io(user, IoOp::Read, block, blocks)?;
+        let mut data = vec![0; usize::try_from(blocks).unwrap() * BLOCK];
+        user.buffer.span().read_at(0, &mut data);
+        Ok(data)
+    }
+}
+
+/// A user of a bdev, with a buffer of 64 KiB.
+pub struct User {
+    pub channel: Channel,
+    pub desc: Desc,
+    pub buffer: Buffer,
+}
+
+impl User {
+    pub const DEPTH: u32 = 64;
+
+    pub fn submit(
+        &mut self,
+        tag: u64,
+        op: IoOp,
+        block: u64,
+        blocks: u64,
+        now: Nanos,
+    ) -> Result<(), Errno> {
+        let bytes = usize::try_from(blocks).unwrap() * BLOCK;
+        let data = if op.has_data() { bytes } else { 0 };
+        let io = BdevIo {
+            tag,
+            op,
+            offset_blocks: block,
+            num_blocks: blocks,
+            buf: self.buffer.span().slice(0, data).unwrap(),
+            prio: 0,
+        };
+        self.channel.submit(&io, now)
+    }
+}
+
+pub fn make_disk(registry: &Registry, memory: &Memory, name: &str) {
+    make_disk_of(registry, memory, name, 1024);
+}
+
+pub fn make_disk_of(registry: &Registry, memory: &Memory, name: &str, num_blocks: u64) {
+    let options = MallocOptions {
+        name: Some(name.to_owned()),
+        num_blocks,
+        block_size: 512,
+        ..MallocOptions::default()
+    };
+    MallocBdev::create(registry, memory, options).unwrap();
+}
+
+pub fn target_addr() -> Addr {
+    Addr::Ip(SocketAddr::new(TARGET, 1234))
+}
+
+pub fn attach_params(devices: &[&str]) -> AttachParams {
+    AttachParams {
+        name: "r0".to_owned(),
+        sessname: "host-a".to_owned(),
+        addr: target_addr(),
+        hostaddr: None,
+        num_io_queues: 0,
+        queue_depth: 0,
+        timeouts: None,
+        devices: devices.iter().map(|path| device(path)).collect(),
+    }
+}
+
+pub fn device(path: &str) -> DeviceParams {
+    DeviceParams {
+        device_path: path.to_owned(),
+        access_mode: AccessMode::ReadWrite,
+        bdev_name: None,
+        uuid: None,
+    }
+}
+
+/// `blocks` blocks that are different for each seed.
+pub fn pattern(seed: u64, blocks: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..))
+        .take(blocks * BLOCK)
+        .collect()
+}
+
+fn exports() -> Exports {
+    let exports = Exports::new(ServiceOptions::default());
+    for name in DISKS {
+        let mut export = Export::new(name, name);
+        export.allow_any_host = true;
+        exports.create(export).unwrap();
+    }
+    exports
+}
+
+fn initiator(
+    setup: &Setup,
+    network: &SimNetwork,
+    memory: &Memory,
+    registry: &Registry,
+    notifications: &Arc<Mutex<Vec<Notification>>>,
+) -> (Arc<dyn InitiatorControl>, Vec<InitiatorShard<SimFabric>>) {
+    let core = |core| {
+        let fabric = network.fabric(INITIATOR);
+        (CoreIndex(core), fabric, Arc::new(NoWake) as _)
+    };
+    let fabrics = (0..setup.initiator_cores).map(core).collect();
+    let seen = Arc::clone(notifications);
+    let config = InitiatorConfig {
+        memory: memory.clone(),
+        registry: registry.clone(),
+        seed: setup.seed,
+        notify: Arc::new(move |notification| seen.lock().unwrap().push(notification)),
+    };
+    let (initiator, shards) = bdev_rnbd::new(fabrics, config);
+    (initiator, shards)
+}
