@@ -57,7 +57,7 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 fn io() -> impl Strategy<Value = Io> {
-    let op = (0..=5u8).prop_map(|code| Op::from_code(code).unwrap());
+    let op = (0..=5u8).prop_map(|code| Op::from_code(code).expect("a known code"));
     (any::<(u32, u64, u32, u16)>(), op, any::<u32>()).prop_map(
         |((device_id, sector, bi_size, prio), op, flags)| Io {
             device_id,
@@ -71,13 +71,14 @@ fn io() -> impl Strategy<Value = Io> {
 }
 
 fn name() -> impl Strategy<Value = Name> {
-    proptest::collection::vec(1..=u8::MAX, 1..=254).prop_map(|bytes| Name::new(bytes).unwrap())
+    proptest::collection::vec(1..=u8::MAX, 1..=254)
+        .prop_map(|bytes| Name::new(bytes).expect("no NUL"))
 }
 
 fn session_name() -> impl Strategy<Value = Name> {
     proptest::string::string_regex("[a-zA-Z0-9@:_-]{1,254}")
-        .unwrap()
-        .prop_map(|text| Name::new(text).unwrap())
+        .expect("a regular expression")
+        .prop_map(|text| Name::new(text).expect("no NUL"))
 }
 
 proptest! {

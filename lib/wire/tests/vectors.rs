@@ -356,7 +356,10 @@ fn number<T: TryFrom<i64>>(json: &Value, field: &str) -> T {
 
 fn unhex(hex: &str) -> Vec<u8> {
     let digits = hex.as_bytes().chunks(2);
-    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let byte = |pair| {
+        let text = std::str::from_utf8(pair).expect("ASCII");
+        u8::from_str_radix(text, 16).expect("hexadecimal")
+    };
     digits.map(byte).collect()
 }
 
