@@ -34,3 +34,6 @@ pub use env::Env;
 pub use logging::{FLAGS, Level, Logger};
 pub use options::{DEFAULT_SOCKET, Options, ReactorMode};
 pub use reply::reply;
+
+#[cfg(test)]
+mod tests;

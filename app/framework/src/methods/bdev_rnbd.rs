@@ -41,12 +41,12 @@ fn register_devices(methods: &mut Methods<'_>) {
     methods.add("bdev_rnbd_unmap_device", unmap_device);
     methods.add("bdev_rnbd_remap_device", |system, params: Name| {
         done(system, move |initiator, reply| {
-            initiator.remap_device(&params.name, reply)
+            initiator.remap_device(&params.name, reply);
         })
     });
     methods.add("bdev_rnbd_rescan_device", |system, params: Name| {
         done(system, move |initiator, reply| {
-            initiator.rescan_device(&params.name, reply)
+            initiator.rescan_device(&params.name, reply);
         })
     });
     methods.add("bdev_rnbd_resize_device", |system, params: Resize| {
@@ -63,7 +63,7 @@ fn register_stats(methods: &mut Methods<'_>) {
     methods.add("bdev_rnbd_get_path_stats", get_path_stats);
     methods.add("bdev_rnbd_reset_path_stats", |system, params: Name| {
         done(system, move |initiator, reply| {
-            initiator.reset_path_stats(&params.name, reply)
+            initiator.reset_path_stats(&params.name, reply);
         })
     });
     methods.add(
@@ -316,7 +316,7 @@ async fn unmap_device(system: Rc<System>, params: UnmapDevice) -> RpcResult {
         Unmap::Force => UnmapMode::Force,
     };
     done(system, move |initiator, reply| {
-        initiator.unmap_device(&params.name, mode, reply)
+        initiator.unmap_device(&params.name, mode, reply);
     })
     .await
 }

@@ -72,10 +72,10 @@ impl SearchPathOpener {
 
 impl DeviceOpener for SearchPathOpener {
     fn open(&self, path: OpenPath, reply: Reply<Result<String, Errno>>) {
-        if let Err(refused) = self.orders.unbounded_send(Order::Open(path, reply)) {
-            if let Order::Open(_, reply) = refused.into_inner() {
-                reply(Err(Errno::CANCELED));
-            }
+        let sent = self.orders.unbounded_send(Order::Open(path, reply));
+        // The control thread has ended.
+        if let Err(Order::Open(_, reply)) = sent.map_err(mpsc::TrySendError::into_inner) {
+            reply(Err(Errno::CANCELED));
         }
     }
 
