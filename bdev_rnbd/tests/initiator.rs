@@ -1,5 +1,7 @@
 //! The initiator against the real target, over a simulated network.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 mod world;
 
 use bdev_rnbd::{ControllerState, Options, Timeouts, UnmapMode};
@@ -446,4 +448,20 @@ fn the_saved_configuration_is_what_was_asked_for() {
     assert_eq!(methods, expected);
     assert_eq!(calls[1].params["traddr"], "10.0.0.1");
     assert_eq!(calls[2].params["device_path"], "disk0");
+}
+
+#[test]
+fn watchers_hear_of_paths_and_devices() {
+    let mut world = attached(Setup::default());
+    world.crash_target();
+    world.run_for(Nanos::from_secs(3));
+    let heard = |kind, ctx: &str| {
+        let all = world.notifications.lock().unwrap();
+        all.iter().any(|one| one.kind == kind && one.ctx == ctx)
+    };
+    assert!(heard("bdev_rnbd_path_state", "r0:0:connected"));
+    assert!(heard("rnbd_device_opened", "r0_disk0"));
+    assert!(heard("bdev_rnbd_path_state", "r0:0:reconnecting"));
+    assert!(heard("rnbd_device_closed", "r0_disk0"));
+    assert!(heard("bdev_rnbd_reconnect_failed", "r0:0"));
 }

@@ -18,22 +18,25 @@ use rnbd_proto::target::{
     CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Services,
     TargetConfig, TargetHandle, TargetShard, build,
 };
+use rnbd_rtrs::HeartbeatConfig;
 use rnbd_wire::rnbd::AccessMode;
 
-pub const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 const TARGET: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const INITIATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 
 const DISKS: [&str; 2] = ["disk0", "disk1"];
 
 /// What a world is made of.
-pub struct Setup {
-    pub seed: u64,
-    pub initiator_cores: u16,
-    pub target_cores: u16,
-    pub queue_depth: u16,
-    pub new_rkey: bool,
-    pub plan: FaultPlan,
+pub(crate) struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) initiator_cores: u16,
+    pub(crate) target_cores: u16,
+    pub(crate) queue_depth: u16,
+    pub(crate) new_rkey: bool,
+    /// How the target watches its clients.
+    pub(crate) heartbeat: HeartbeatConfig,
+    pub(crate) plan: FaultPlan,
 }
 
 impl Default for Setup {
@@ -44,29 +47,30 @@ impl Default for Setup {
             target_cores: 1,
             queue_depth: 16,
             new_rkey: false,
+            heartbeat: HeartbeatConfig::default(),
             plan: FaultPlan::default(),
         }
     }
 }
 
-pub struct World {
-    pub now: Nanos,
-    pub network: SimNetwork,
+pub(crate) struct World {
+    pub(crate) now: Nanos,
+    pub(crate) network: SimNetwork,
     setup: Setup,
-    pub target_registry: Registry,
+    pub(crate) target_registry: Registry,
     target_memory: Memory,
     targets: Vec<TargetShard<SimFabric>>,
-    pub target: Option<TargetHandle>,
+    pub(crate) target: Option<TargetHandle>,
     shards: Vec<InitiatorShard<SimFabric>>,
-    pub initiator: Arc<dyn InitiatorControl>,
-    pub registry: Registry,
-    pub memory: Memory,
-    pub notifications: Arc<Mutex<Vec<Notification>>>,
+    pub(crate) initiator: Arc<dyn InitiatorControl>,
+    pub(crate) registry: Registry,
+    pub(crate) memory: Memory,
+    pub(crate) notifications: Arc<Mutex<Vec<Notification>>>,
 }
 
 impl World {
     /// A target that exports `disk0` and `disk1`, of 1024 blocks each, and an initiator.
-    pub fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
         let network = SimNetwork::new(setup.seed, setup.plan.clone());
         let target_memory = Memory::new(MemoryConfig::default());
         let target_registry = Registry::new(target_memory.clone());
@@ -95,11 +99,12 @@ impl World {
         world
     }
 
-    pub fn start_target(&mut self) {
+    pub(crate) fn start_target(&mut self) {
         let mut config = TargetConfig::default();
         config.rtrs.queue_depth = self.setup.queue_depth;
         config.rtrs.chunk_bytes = 32 * 1024;
         config.rtrs.new_rkey = self.setup.new_rkey;
+        config.rtrs.heartbeat = self.setup.heartbeat;
         let services = Services {
             memory: self.target_memory.clone(),
             registry: self.target_registry.clone(),
@@ -126,15 +131,15 @@ impl World {
     }
 
     /// The target's process ends at once, and its memory with it.
-    pub fn crash_target(&mut self) {
+    pub(crate) fn crash_target(&mut self) {
         self.network.crash(TARGET, Crash::Process);
         self.targets.clear();
         self.target = None;
     }
 
-    /// Lets everything run until `done`, for at most ten virtual minutes.
-    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        let end = self.now + Nanos::from_secs(600);
+    /// Lets everything run until `done`, for at most an hour of virtual time.
+    pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let end = self.now + Nanos::from_secs(3600);
         while !done(self) {
             assert!(self.now < end, "in vain: {what}");
             self.step();
@@ -142,12 +147,12 @@ impl World {
     }
 
     /// Lets everything run for a while.
-    pub fn run_for(&mut self, span: Nanos) {
+    pub(crate) fn run_for(&mut self, span: Nanos) {
         let end = self.now + span;
         self.until("time passes", |world| world.now >= end);
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let now = self.now;
         let mut progress = Progress::Idle;
         for shard in &mut self.targets {
@@ -168,7 +173,7 @@ impl World {
     }
 
     /// Calls the control plane and waits for the answer.
-    pub fn call<T: Send + 'static>(
+    pub(crate) fn call<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&dyn InitiatorControl, Reply<T>),
     ) -> Result<T, ControlError> {
@@ -182,7 +187,7 @@ impl World {
     }
 
     /// Calls the control plane; the answer comes out of the receiver, some time.
-    pub fn begin<T: Send + 'static>(
+    pub(crate) fn begin<T: Send + 'static>(
         &mut self,
         call: impl FnOnce(&dyn InitiatorControl, Reply<T>),
     ) -> mpsc::Receiver<Result<T, ControlError>> {
@@ -192,12 +197,12 @@ impl World {
         rx
     }
 
-    pub fn attach(&mut self, devices: &[&str]) -> Result<Vec<String>, ControlError> {
+    pub(crate) fn attach(&mut self, devices: &[&str]) -> Result<Vec<String>, ControlError> {
         let params = attach_params(devices);
         self.call(|control, reply| control.attach_controller(params, reply))
     }
 
-    pub fn open(&self, bdev: &str, core: u16) -> User {
+    pub(crate) fn open(&self, bdev: &str, core: u16) -> User {
         let desc = self.registry.open(bdev, true).unwrap();
         let channel = desc.open_channel(CoreIndex(core), User::DEPTH).unwrap();
         let bytes = 64 * 1024;
@@ -210,7 +215,13 @@ impl World {
     }
 
     /// One I/O, to its end.
-    pub fn io(&mut self, user: &mut User, op: IoOp, block: u64, blocks: u64) -> Result<(), Errno> {
+    pub(crate) fn io(
+        &mut self,
+        user: &mut User,
+        op: IoOp,
+        block: u64,
+        blocks: u64,
+    ) -> Result<(), Errno> {
         user.submit(1, op, block, blocks, self.now)?;
         let mut done = Vec::with_capacity(1);
         self.until("an I/O completes", |world| {
@@ -221,13 +232,18 @@ impl World {
         done[0].result
     }
 
-    pub fn write(&mut self, user: &mut User, block: u64, data: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn write(&mut self, user: &mut User, block: u64, data: &[u8]) -> Result<(), Errno> {
         user.buffer.span().write_at(0, data);
         let blocks = (data.len() / BLOCK) as u64;
         self.io(user, IoOp::Write { fua: false }, block, blocks)
     }
 
-    pub fn read(&mut self, user: &mut User, block: u64, blocks: u64) -> Result<Vec<u8>, Errno> {
+    pub(crate) fn read(
+        &mut self,
+        user: &mut User,
+        block: u64,
+        blocks: u64,
+    ) -> Result<Vec<u8>, Errno> {
         user.buffer.span().fill(0xee);
         self.io(user, IoOp::Read, block, blocks)?;
         let mut data = vec![0; usize::try_from(blocks).unwrap() * BLOCK];
@@ -237,16 +253,16 @@ impl World {
 }
 
 /// A user of a bdev, with a buffer of 64 KiB.
-pub struct User {
-    pub channel: Channel,
-    pub desc: Desc,
-    pub buffer: Buffer,
+pub(crate) struct User {
+    pub(crate) channel: Channel,
+    pub(crate) desc: Desc,
+    pub(crate) buffer: Buffer,
 }
 
 impl User {
-    pub const DEPTH: u32 = 64;
+    pub(crate) const DEPTH: u32 = 64;
 
-    pub fn submit(
+    pub(crate) fn submit(
         &mut self,
         tag: u64,
         op: IoOp,
@@ -268,11 +284,11 @@ impl User {
     }
 }
 
-pub fn make_disk(registry: &Registry, memory: &Memory, name: &str) {
+pub(crate) fn make_disk(registry: &Registry, memory: &Memory, name: &str) {
     make_disk_of(registry, memory, name, 1024);
 }
 
-pub fn make_disk_of(registry: &Registry, memory: &Memory, name: &str, num_blocks: u64) {
+pub(crate) fn make_disk_of(registry: &Registry, memory: &Memory, name: &str, num_blocks: u64) {
     let options = MallocOptions {
         name: Some(name.to_owned()),
         num_blocks,
@@ -282,11 +298,11 @@ pub fn make_disk_of(registry: &Registry, memory: &Memory, name: &str, num_blocks
     MallocBdev::create(registry, memory, options).unwrap();
 }
 
-pub fn target_addr() -> Addr {
+pub(crate) fn target_addr() -> Addr {
     Addr::Ip(SocketAddr::new(TARGET, 1234))
 }
 
-pub fn attach_params(devices: &[&str]) -> AttachParams {
+pub(crate) fn attach_params(devices: &[&str]) -> AttachParams {
     AttachParams {
         name: "r0".to_owned(),
         sessname: "host-a".to_owned(),
@@ -299,7 +315,7 @@ pub fn attach_params(devices: &[&str]) -> AttachParams {
     }
 }
 
-pub fn device(path: &str) -> DeviceParams {
+pub(crate) fn device(path: &str) -> DeviceParams {
     DeviceParams {
         device_path: path.to_owned(),
         access_mode: AccessMode::ReadWrite,
@@ -309,7 +325,7 @@ pub fn device(path: &str) -> DeviceParams {
 }
 
 /// `blocks` blocks that are different for each seed.
-pub fn pattern(seed: u64, blocks: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, blocks: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.u8(..))
         .take(blocks * BLOCK)
