@@ -15,7 +15,7 @@ use rnbd_rtrs::HeartbeatConfig;
 use world::{BLOCK, Setup, User, World};
 
 /// Blocks that one user writes; nobody else does.
-const AREA: u64 = 64;
+const AREA: usize = 64;
 /// I/Os outstanding at a time.
 const SLOTS: usize = 16;
 
@@ -32,7 +32,8 @@ struct Checked {
 
 #[derive(Clone, Copy)]
 struct Job {
-    block: u64,
+    /// Within the user's area.
+    block: usize,
     write: bool,
 }
 
@@ -41,7 +42,7 @@ impl Checked {
         Self {
             user,
             first,
-            generations: vec![0; AREA as usize],
+            generations: vec![0; AREA],
             slots: vec![None; SLOTS],
             random: Rng::with_seed(seed),
             done: Vec::with_capacity(SLOTS),
@@ -54,11 +55,11 @@ impl Checked {
     }
 
     /// What a block of a generation holds: all zeroes at first.
-    fn content(&self, block: u64) -> [u8; BLOCK] {
-        let generation = self.generations[block as usize];
+    fn content(&self, block: usize) -> [u8; BLOCK] {
+        let generation = self.generations[block];
         let mut content = [0; BLOCK];
         if generation > 0 {
-            let mut random = Rng::with_seed((self.first + block) << 32 | generation);
+            let mut random = Rng::with_seed((self.first + block as u64) << 32 | generation);
             random.fill(&mut content);
         }
         content
@@ -66,7 +67,7 @@ impl Checked {
 
     fn submit(&mut self, now: Nanos) {
         for slot in 0..SLOTS {
-            let block = self.random.u64(0..AREA);
+            let block = self.random.usize(0..AREA);
             let busy = self.slots.iter().flatten().any(|job| job.block == block);
             if self.slots[slot].is_some() || busy {
                 continue;
@@ -74,7 +75,7 @@ impl Checked {
             let write = self.random.bool();
             let buffer = self.buffer(slot);
             if write {
-                self.generations[block as usize] += 1;
+                self.generations[block] += 1;
                 buffer.write_at(0, &self.content(block));
             } else {
                 buffer.fill(0xee);
@@ -87,7 +88,7 @@ impl Checked {
             let io = rnbd_bdev::BdevIo {
                 tag: slot as u64,
                 op,
-                offset_blocks: self.first + block,
+                offset_blocks: self.first + block as u64,
                 num_blocks: 1,
                 buf: buffer,
                 prio: 0,
@@ -166,7 +167,11 @@ fn run(seed: u64) {
     let mut users: Vec<_> = (0..u64::from(cores) * 2)
         .map(|index| {
             let core = u16::try_from(index).unwrap() % cores;
-            Checked::new(world.open("r0_disk0", core), index * AREA, seed ^ index)
+            Checked::new(
+                world.open("r0_disk0", core),
+                index * AREA as u64,
+                seed ^ index,
+            )
         })
         .collect();
     world.network.set_plan(faulty(&mut random, quiet.clone()));

@@ -49,3 +49,6 @@ pub use permits::{PermitPlan, PermitRange, QueueTooShallow};
 pub use request::{Direction, Done, Exposure, Invalidation, Post, Request};
 pub use session::{PathInfo, QueueSizes, Session, SessionAction, SessionEvent};
 pub use wr_id::WrId;
+
+#[cfg(test)]
+mod tests;

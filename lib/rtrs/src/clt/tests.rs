@@ -1,0 +1,7 @@
+//! The client's machines against a server that a test plays by hand.
+
+mod handshake;
+mod hostile;
+mod life;
+mod requests;
+mod rig;
