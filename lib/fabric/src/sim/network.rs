@@ -87,6 +87,11 @@ impl SimNetwork {
         self.lock().next_event()
     }
 
+    /// Lets everything happen in the network that is due, whether or not a fabric is polled.
+    pub fn advance(&self, now: Nanos) {
+        self.lock().run_until(now);
+    }
+
     /// From now on this goes wrong by itself.
     pub fn set_plan(&self, plan: FaultPlan) {
         self.lock().plan = plan;

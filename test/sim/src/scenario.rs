@@ -1,0 +1,255 @@
+//! What one seed plays.
+
+use bdev_rnbd::{Options, Timeouts};
+use fastrand::Rng;
+use rnbd_base::Nanos;
+use rnbd_fabric::sim::{FaultPlan, PerMillion};
+use rnbd_rtrs::{HeartbeatConfig, srv};
+
+use crate::bench::Bench;
+
+/// How much is played per seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// A fraction of a second of real time.
+    #[default]
+    Short,
+    /// Ten times as much load, under ten times as many faults.
+    Long,
+}
+
+/// Kinds of faults that a scenario may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Nothing passes in one direction between a client and the target for a time.
+    CutOneWay,
+    /// Nothing passes in either direction for a time.
+    CutBothWays,
+    /// A connection goes dead and nobody is told.
+    SilentDrop,
+    /// A connection breaks.
+    Reset,
+    /// The target's process dies and is started again.
+    TargetKilled,
+    /// The target's power fails and comes back.
+    TargetPowerLost,
+    /// An initiator's process dies and is started again.
+    InitiatorKilled,
+    /// An initiator's power fails and comes back.
+    InitiatorPowerLost,
+    /// The network device of a host goes away and comes back.
+    DeviceRemoved,
+    /// A core does nothing for a time.
+    Stall,
+    /// The network is slow, has little room, or refuses and loses connection requests for a time.
+    BadNetwork,
+    /// The disks fail some I/O.
+    DiskErrors,
+    /// The disks hold I/O back for a time.
+    DiskHangs,
+    /// A peer sends what its software never would; its connection may end for that.
+    RudePeer,
+    /// A client that means harm changes its messages.
+    HostileClient,
+    /// The target harms that client's connections the same way.
+    HostileTarget,
+}
+
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [Self; 16] = [
+        Self::CutOneWay,
+        Self::CutBothWays,
+        Self::SilentDrop,
+        Self::Reset,
+        Self::TargetKilled,
+        Self::TargetPowerLost,
+        Self::InitiatorKilled,
+        Self::InitiatorPowerLost,
+        Self::DeviceRemoved,
+        Self::Stall,
+        Self::BadNetwork,
+        Self::DiskErrors,
+        Self::DiskHangs,
+        Self::RudePeer,
+        Self::HostileClient,
+        Self::HostileTarget,
+    ];
+}
+
+/// A disk of the target.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Number of blocks.
+    pub num_blocks: u64,
+    /// Delay of most I/O, if it is slow.
+    pub delay_us: Option<u64>,
+    /// Whether it can be made to fail.
+    pub can_fail: bool,
+}
+
+/// An initiator.
+#[derive(Clone, Debug)]
+pub struct InitiatorSpec {
+    /// Its cores.
+    pub cores: u16,
+    /// Which disks it uses; nobody else does.
+    pub disks: Vec<usize>,
+    /// I/Os in flight per core and disk.
+    pub depth: u32,
+    /// Whether it is one that means harm: nobody looks at its data, and it may fail.
+    pub is_hostile: bool,
+}
+
+/// Everything that one seed decides before the world begins.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Of everything.
+    pub seed: u64,
+    /// Cores of the target.
+    pub target_cores: u16,
+    /// The target's protocol options.
+    pub rtrs: srv::Config,
+    /// The disks.
+    pub disks: Vec<DiskSpec>,
+    /// The initiators.
+    pub initiators: Vec<InitiatorSpec>,
+    /// Their options.
+    pub options: Options,
+    /// The network as long as no fault changes it.
+    pub plan: FaultPlan,
+    /// The faults that it has.
+    pub faults: Vec<FaultKind>,
+    /// Mean time between two faults.
+    pub fault_interval: Nanos,
+    /// How long there are load and faults.
+    pub load_time: Nanos,
+    /// I/Os per disk in that time, about.
+    pub io_count: u64,
+}
+
+impl Scenario {
+    /// What `seed` decides.
+    #[must_use]
+    pub fn new(seed: u64, shape: Shape) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let times = match shape {
+            Shape::Short => 1,
+            Shape::Long => 10,
+        };
+        let faults = pick_faults(&mut rng);
+        let (disks, initiators) = hosts(&mut rng, &faults);
+        let rtrs = rtrs(&mut rng);
+        Self {
+            seed,
+            target_cores: rng.u16(1..=3),
+            options: options(&mut rng, rtrs.heartbeat),
+            rtrs,
+            disks,
+            initiators,
+            plan: plan(&mut rng),
+            faults,
+            fault_interval: Nanos::from_millis(rng.u64(300..3_000)),
+            load_time: Nanos::from_secs(rng.u64(5..20) * times),
+            io_count: rng.u64(200..800) * times,
+        }
+    }
+
+    /// Mean time between two I/Os of one of an initiator's jobs.
+    pub(crate) fn think_time(&self, initiator: &InitiatorSpec) -> Nanos {
+        Nanos(self.load_time.0 / self.io_count * u64::from(initiator.cores))
+    }
+
+    /// Whether I/O on this disk may fail, and not only be late.
+    pub(crate) fn may_fail(&self, disk: usize) -> bool {
+        self.disks[disk].can_fail || self.options.bdev_retry_count >= 0
+    }
+}
+
+/// No faults at all for one seed in sixteen, else some.
+fn pick_faults(rng: &mut Rng) -> Vec<FaultKind> {
+    if rng.u8(..16) == 0 {
+        return Vec::new();
+    }
+    let mut kinds = FaultKind::ALL;
+    rng.shuffle(&mut kinds);
+    let count = rng.usize(1..=5);
+    kinds[..count].to_vec()
+}
+
+fn hosts(rng: &mut Rng, faults: &[FaultKind]) -> (Vec<DiskSpec>, Vec<InitiatorSpec>) {
+    let can_fail =
+        faults.contains(&FaultKind::DiskErrors) || faults.contains(&FaultKind::DiskHangs);
+    let is_hostile =
+        faults.contains(&FaultKind::HostileClient) || faults.contains(&FaultKind::HostileTarget);
+    let mut disks = Vec::new();
+    let mut initiators = Vec::new();
+    let count = rng.usize(1..Bench::INITIATORS_MAX) + usize::from(is_hostile);
+    for nth in 0..count {
+        let first = disks.len();
+        disks.extend((0..rng.usize(1..=3)).map(|_| disk(rng, can_fail)));
+        initiators.push(InitiatorSpec {
+            cores: rng.u16(1..=2),
+            disks: (first..disks.len()).collect(),
+            depth: rng.u32(1..=8),
+            is_hostile: is_hostile && nth == 0,
+        });
+    }
+    (disks, initiators)
+}
+
+fn disk(rng: &mut Rng, can_fail: bool) -> DiskSpec {
+    DiskSpec {
+        block_size: if rng.bool() { 512 } else { 4096 },
+        num_blocks: rng.u64(16..200),
+        delay_us: rng.bool().then(|| rng.u64(1..20_000)),
+        can_fail,
+    }
+}
+
+fn rtrs(rng: &mut Rng) -> srv::Config {
+    srv::Config {
+        queue_depth: rng.u16(4..=64),
+        chunk_bytes: 8192 << rng.u8(0..=3),
+        new_rkey: rng.bool(),
+        heartbeat: HeartbeatConfig {
+            interval: Nanos::from_millis(rng.u64(100..2_000)),
+            missed_max: rng.u32(1..=5),
+        },
+        handshake_timeout: Nanos::from_secs(rng.u64(2..30)),
+        ..srv::Config::default()
+    }
+}
+
+fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
+    let interval_ms = heartbeat.interval.as_duration().as_millis();
+    Options {
+        timeouts: Timeouts {
+            reconnect_delay_sec: rng.u32(1..=4),
+            ..Timeouts::default()
+        },
+        reconnect_jitter_sec: rng.u32(0..=2),
+        bdev_retry_count: if rng.bool() { -1 } else { rng.i32(0..=3) },
+        io_timeout_ms: 0,
+        hb_interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX),
+        hb_missed_max: heartbeat.missed_max,
+    }
+}
+
+fn plan(rng: &mut Rng) -> FaultPlan {
+    let latency = rng.u64(1_000..200_000);
+    FaultPlan {
+        latency_ns: latency..=latency * rng.u64(1..=10),
+        completion_delay_ns: 0..=rng.u64(0..100_000),
+        retry_timeout: Nanos::from_secs(rng.u64(2..30)),
+        loss_at_close: if rng.bool() {
+            PerMillion(500_000)
+        } else {
+            PerMillion::NEVER
+        },
+        local_keys: rng.bool(),
+        ..FaultPlan::default()
+    }
+}

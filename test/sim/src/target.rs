@@ -1,0 +1,219 @@
+//! The target's host: its disks outlive its process.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rnbd_base::{CoreIndex, NoWake};
+use rnbd_bdev::{
+    DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType,
+    MallocBdev, MallocOptions, Registry,
+};
+use rnbd_fabric::sim::{Crash, SimFabric, SimNetwork};
+use rnbd_fabric::{Addr, ListenOptions};
+use rnbd_mem::Memory;
+use rnbd_proto::srv::{Export, Exports, ServiceOptions};
+use rnbd_proto::target::{
+    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Services,
+    SessionInfo, ShardStats, TargetConfig, TargetHandle, TargetShard, build,
+};
+use rnbd_rtrs::srv;
+
+use crate::answer::Answer;
+use crate::scenario::{DiskSpec, Scenario};
+
+const PORT: u16 = 1234;
+
+/// The target's machine.
+#[derive(Debug)]
+pub(crate) struct TargetHost {
+    pub(crate) ip: IpAddr,
+    cores: u16,
+    rtrs: srv::Config,
+    memory: Memory,
+    registry: Registry,
+    /// The bdev of each disk, and its error bdev if it has one.
+    disks: Vec<Disk>,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    bdev: String,
+    error: Option<String>,
+}
+
+/// What dies with the process.
+#[derive(Debug)]
+struct Running {
+    handle: TargetHandle,
+    shards: Vec<TargetShard<SimFabric>>,
+}
+
+impl TargetHost {
+    /// The machine with its disks, its process not started.
+    pub(crate) fn new(scenario: &Scenario, ip: IpAddr, memory: &Memory) -> Self {
+        let registry = Registry::new(memory.clone());
+        let disks = scenario.disks.iter().enumerate();
+        Self {
+            ip,
+            cores: scenario.target_cores,
+            rtrs: scenario.rtrs,
+            memory: memory.clone(),
+            disks: disks
+                .map(|(nth, spec)| Disk::new(&registry, memory, nth, spec))
+                .collect(),
+            registry,
+            running: None,
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> Addr {
+        Addr::Ip((self.ip, PORT).into())
+    }
+
+    /// The name under which it exports a disk.
+    pub(crate) fn export(disk: usize) -> String {
+        format!("disk{disk}")
+    }
+
+    /// Starts the process: the same exports and listener each time.
+    pub(crate) fn start(&mut self, network: &SimNetwork) {
+        let services = Services {
+            memory: self.memory.clone(),
+            registry: self.registry.clone(),
+            exports: self.exports(),
+            directory: Directory::new(DirectoryLimits::default()),
+            opener: Arc::new(NoSearchPath),
+            sink: Arc::new(IgnoreNotifications),
+        };
+        let part = |core| CoreParts {
+            core: CoreIndex(core),
+            fabric: network.fabric(self.ip),
+            wake: Arc::new(NoWake),
+        };
+        let parts = (0..self.cores).map(part).collect();
+        let config = TargetConfig { rtrs: self.rtrs };
+        let (handle, shards) = build(config, &services, parts).expect("scenarios are valid");
+        let (_, reply) = Answer::new();
+        handle
+            .add_listener(self.addr(), ListenOptions::default(), reply)
+            .expect("a new mailbox has room");
+        self.running = Some(Running { handle, shards });
+    }
+
+    fn exports(&self) -> Exports {
+        let exports = Exports::new(ServiceOptions::default());
+        for (nth, disk) in self.disks.iter().enumerate() {
+            let export = Export {
+                allow_any_host: true,
+                ..Export::new(Self::export(nth), disk.bdev.clone())
+            };
+            exports.create(export).expect("names differ");
+        }
+        exports
+    }
+
+    /// Ends the process. The network has to be told first: messages that are on their way still
+    /// have the bytes of the memory that goes now.
+    pub(crate) fn crash(&mut self, network: &SimNetwork, crash: Crash) {
+        network.crash(self.ip, crash);
+        self.running = None;
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// What is to be polled, if the process runs.
+    pub(crate) fn shards(&mut self) -> &mut [TargetShard<SimFabric>] {
+        self.running
+            .as_mut()
+            .map_or(&mut [], |running| &mut running.shards[..])
+    }
+
+    /// Asks for all sessions.
+    pub(crate) fn sessions(&self) -> Option<Answer<Vec<SessionInfo>>> {
+        let (answer, reply) = Answer::new();
+        let running = self.running.as_ref()?;
+        running.handle.sessions(reply).ok()?;
+        Some(answer)
+    }
+
+    /// Asks for the counters of all shards.
+    pub(crate) fn stats(&self) -> Option<Answer<Vec<ShardStats>>> {
+        let (answer, reply) = Answer::new();
+        let running = self.running.as_ref()?;
+        running.handle.stats(reply).ok()?;
+        Some(answer)
+    }
+
+    /// The next `num` I/Os of each kind of each disk that can fail meet this fate.
+    pub(crate) fn inject(&self, error_type: ErrorType, num: u32) {
+        self.on_error_bdevs(|bdev| {
+            let error = InjectError {
+                io_type: InjectIoType::All,
+                error_type,
+                num,
+                queue_depth: 0,
+                corrupt_offset: 0,
+                corrupt_value: 0,
+            };
+            bdev.inject(&error).expect("nothing is corrupted");
+        });
+    }
+
+    /// I/O that is held back goes on.
+    pub(crate) fn resume(&self) {
+        self.on_error_bdevs(ErrorBdev::resume_pending);
+    }
+
+    /// No I/O fails any more.
+    pub(crate) fn mend(&self) {
+        self.resume();
+        self.inject(ErrorType::Failure, 0);
+        self.inject(ErrorType::Pending, 0);
+    }
+
+    fn on_error_bdevs(&self, act: impl Fn(&ErrorBdev)) {
+        for name in self.disks.iter().filter_map(|disk| disk.error.as_ref()) {
+            self.registry
+                .find::<ErrorBdev, _>(name, &act)
+                .expect("it stays registered");
+        }
+    }
+}
+
+impl Disk {
+    /// Stacks the bdevs of one disk.
+    fn new(registry: &Registry, memory: &Memory, nth: usize, spec: &DiskSpec) -> Self {
+        let options = MallocOptions {
+            name: Some(format!("malloc{nth}")),
+            num_blocks: spec.num_blocks,
+            block_size: spec.block_size,
+            ..MallocOptions::default()
+        };
+        let mut bdev = MallocBdev::create(registry, memory, options).expect("there is memory");
+        let error = spec.can_fail.then(|| {
+            let options = ErrorOptions {
+                base_name: bdev.clone(),
+                ..ErrorOptions::default()
+            };
+            ErrorBdev::create(registry, options).expect("the base is there")
+        });
+        bdev = error.clone().unwrap_or(bdev);
+        if let Some(delay_us) = spec.delay_us {
+            let options = DelayOptions {
+                name: format!("delay{nth}"),
+                base_bdev_name: bdev,
+                uuid: None,
+                avg_read_latency: delay_us,
+                p99_read_latency: delay_us * 20,
+                avg_write_latency: delay_us,
+                p99_write_latency: delay_us * 20,
+            };
+            bdev = DelayBdev::create(registry, options).expect("the base is there");
+        }
+        Self { bdev, error }
+    }
+}

@@ -1,0 +1,39 @@
+use super::*;
+
+/// Different seeds for different tests, so that all together see more.
+fn play(seeds: std::ops::Range<u64>) {
+    let bench = Bench::new();
+    for seed in seeds {
+        if let Err(failure) = run_seed(&bench, seed, Shape::Short) {
+            panic!("seed {seed}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn fifty_seeds_run_clean() {
+    play(1..51);
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 100..105 {
+        let bench = Bench::new();
+        let first = run_seed(&bench, seed, Shape::Short);
+        let second = run_seed(&bench, seed, Shape::Short);
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
+    let scenarios: Vec<_> = (0..100)
+        .map(|seed| Scenario::new(seed, Shape::Short))
+        .collect();
+    for kind in FaultKind::ALL {
+        let has = |scenario: &Scenario| scenario.faults.contains(&kind);
+        assert!(scenarios.iter().any(has), "{kind:?}");
+    }
+    assert!(scenarios.iter().any(|scenario| scenario.rtrs.new_rkey));
+    assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
+}

@@ -1,0 +1,308 @@
+//! Everything of one seed, and the clock.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use fastrand::Rng;
+use rnbd_base::{Nanos, Poll, Progress};
+use rnbd_fabric::sim::SimNetwork;
+
+use crate::bench::Bench;
+use crate::faults::{Actor, Repair};
+use crate::initiator::InitiatorHost;
+use crate::job::{Job, Phase, Tally, Terms};
+use crate::model::DiskModel;
+use crate::scenario::Scenario;
+use crate::target::TargetHost;
+
+/// Rounds without the clock moving on after which something is in a loop.
+const ROUNDS_MAX: u32 = 100_000;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// When, in the world's time.
+    pub at: Nanos,
+    /// What.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {:?}: {}", self.at, self.what)
+    }
+}
+
+/// What a seed played. The same seed gives the same report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// I/Os that ended.
+    pub completed: u64,
+    /// Of those, with an error.
+    pub failed: u64,
+    /// Faults that happened.
+    pub faults: u64,
+    /// The time at the end.
+    pub time: Nanos,
+    /// Rounds of polls.
+    pub rounds: u64,
+}
+
+/// Hosts, network, disks and time of one seed.
+#[derive(Debug)]
+pub struct World<'a> {
+    pub(crate) scenario: Scenario,
+    pub(crate) rng: Rng,
+    pub(crate) now: Nanos,
+    pub(crate) network: SimNetwork,
+    pub(crate) target: TargetHost,
+    pub(crate) initiators: Vec<InitiatorHost>,
+    pub(crate) disks: Vec<DiskModel>,
+    /// What is put right when.
+    pub(crate) repairs: Vec<(Nanos, Repair)>,
+    /// What is not polled at the moment.
+    pub(crate) stalled: Vec<Actor>,
+    pub(crate) bench: &'a Bench,
+    pub(crate) phase: Phase,
+    /// What the target has taken before anybody came.
+    pub(crate) target_bytes: u64,
+    pub(crate) report: Report,
+    next_fault: Nanos,
+    idle_rounds: u32,
+}
+
+impl<'a> World<'a> {
+    /// The world of a scenario, before its first moment.
+    #[must_use]
+    pub fn new(bench: &'a Bench, scenario: Scenario) -> Self {
+        let mut rng = Rng::with_seed(scenario.seed ^ 0x5EED);
+        let network = SimNetwork::new(rng.u64(..), scenario.plan.clone());
+        let target = TargetHost::new(&scenario, host(0), &bench.target);
+        let initiators = (0..scenario.initiators.len())
+            .map(|nth| {
+                let ip = host(1 + u8::try_from(nth).expect("at most three"));
+                InitiatorHost::new(&scenario, nth, ip, &bench.initiators[nth])
+            })
+            .collect();
+        Self {
+            disks: models(&scenario),
+            target_bytes: bench.target.usage().used_bytes,
+            rng,
+            now: Nanos(1),
+            network,
+            target,
+            initiators,
+            repairs: Vec::new(),
+            stalled: Vec::new(),
+            bench,
+            phase: Phase::Load,
+            report: Report::default(),
+            next_fault: Nanos::ZERO,
+            idle_rounds: 0,
+            scenario,
+        }
+    }
+
+    /// Plays the scenario to its end.
+    ///
+    /// # Errors
+    /// What was found.
+    pub fn run(mut self) -> Result<Report, Failure> {
+        let result = self.play();
+        self.report.time = self.now;
+        result
+            .map(|()| self.report)
+            .map_err(|what| Failure { at: self.now, what })
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        self.target.start(&self.network);
+        for nth in 0..self.initiators.len() {
+            let seed = self.rng.u64(..);
+            self.initiators[nth].start(&self.network, seed, self.now);
+        }
+        self.load()?;
+        self.end_faults();
+        self.converge()?;
+        self.verify()?;
+        self.leave()
+    }
+
+    /// Load and faults, for as long as the scenario says.
+    fn load(&mut self) -> Result<(), String> {
+        let end = self.now + self.scenario.load_time;
+        self.next_fault = self.now + self.scenario.fault_interval;
+        while self.now < end {
+            self.step()?;
+            if self.now >= self.next_fault {
+                self.next_fault = self.now + self.fault_wait();
+                if let Some(kind) = self.rng.choice(self.scenario.faults.clone()) {
+                    self.report.faults += 1;
+                    self.strike(kind);
+                }
+            }
+        }
+        self.next_fault = Nanos::MAX;
+        Ok(())
+    }
+
+    fn fault_wait(&mut self) -> Nanos {
+        let mean = self.scenario.fault_interval.0;
+        Nanos(self.rng.u64(1..=mean.saturating_mul(2)))
+    }
+
+    /// Puts right whatever is wrong.
+    fn end_faults(&mut self) {
+        for (_, repair) in std::mem::take(&mut self.repairs) {
+            self.repair(&repair);
+        }
+        self.network.heal_all();
+        self.network.set_plan(self.scenario.plan.clone());
+        self.stalled.clear();
+        self.target.mend();
+    }
+
+    /// One round: everything is polled once, in any order; then time passes.
+    pub(crate) fn step(&mut self) -> Result<(), String> {
+        self.repair_due();
+        self.network.advance(self.now);
+        let mut progress = Progress::Idle;
+        let mut actors = self.actors();
+        self.rng.shuffle(&mut actors);
+        for actor in actors {
+            if !self.stalled.contains(&actor) {
+                progress = progress.or(self.poll(actor)?);
+            }
+        }
+        let target = self.target.addr();
+        for host in &mut self.initiators {
+            host.drive(target, self.now);
+        }
+        self.report.rounds += 1;
+        self.pass_time(progress)
+    }
+
+    fn repair_due(&mut self) {
+        let now = self.now;
+        while let Some(at) = self.repairs.iter().position(|(at, _)| *at <= now) {
+            let (_, repair) = self.repairs.remove(at);
+            self.repair(&repair);
+        }
+    }
+
+    fn actors(&mut self) -> Vec<Actor> {
+        let mut actors: Vec<_> = (0..self.target.shards().len()).map(Actor::Target).collect();
+        for (nth, host) in self.initiators.iter_mut().enumerate() {
+            let cores = host.shards().len();
+            actors.extend((0..cores).map(|core| Actor::Initiator(nth, core)));
+        }
+        actors
+    }
+
+    /// One core: its shard, then what uses it.
+    fn poll(&mut self, actor: Actor) -> Result<Progress, String> {
+        let now = self.now;
+        match actor {
+            Actor::Target(core) => Ok(self.target.shards()[core].poll(now)),
+            Actor::Initiator(nth, core) => {
+                let host = &mut self.initiators[nth];
+                let cores = host.shards().len();
+                let mut progress = host.shards()[core].poll(now);
+                for job in host.jobs().iter_mut().skip(core).step_by(cores) {
+                    let may_fail = self.scenario.may_fail(job.disk);
+                    let model = &mut self.disks[job.disk];
+                    progress = progress.or(job.poll(model, Terms { may_fail }, now)?);
+                }
+                Ok(progress)
+            }
+        }
+    }
+
+    /// A little while there is work; else to the next thing that is due.
+    fn pass_time(&mut self, progress: Progress) -> Result<(), String> {
+        let soon = self.now + Nanos(self.rng.u64(1..2_000));
+        if progress.is_busy() {
+            self.idle_rounds = 0;
+            self.now = soon;
+            return Ok(());
+        }
+        let due = self.next_due().unwrap_or(Nanos::MAX);
+        if due <= self.now {
+            self.idle_rounds += 1;
+            self.now = soon;
+        } else {
+            self.idle_rounds = 0;
+            self.now = due.min(self.now + Nanos::from_secs(1)).max(soon);
+        }
+        if self.idle_rounds > ROUNDS_MAX {
+            let due: Vec<_> = self
+                .actors()
+                .into_iter()
+                .map(|actor| (actor, self.deadline_of(actor)))
+                .collect();
+            return Err(format!("something is due for ever and never done: {due:?}"));
+        }
+        Ok(())
+    }
+
+    /// When something happens next, of what is not stalled.
+    fn next_due(&mut self) -> Option<Nanos> {
+        let mut due = vec![self.next_fault];
+        due.extend(self.repairs.iter().map(|(at, _)| *at));
+        due.extend(self.network.next_event());
+        due.extend(self.initiators.iter().filter_map(InitiatorHost::attach_at));
+        for actor in self.actors() {
+            if !self.stalled.contains(&actor) {
+                due.extend(self.deadline_of(actor));
+            }
+        }
+        due.into_iter().min()
+    }
+
+    fn deadline_of(&mut self, actor: Actor) -> Option<Nanos> {
+        match actor {
+            Actor::Target(core) => self.target.shards()[core].next_deadline(),
+            Actor::Initiator(nth, core) => {
+                let host = &mut self.initiators[nth];
+                let cores = host.shards().len();
+                let jobs = host.jobs().iter().skip(core).step_by(cores);
+                let jobs = jobs.filter_map(Job::next_deadline).min();
+                let shard = host.shards()[core].next_deadline();
+                shard.into_iter().chain(jobs).min()
+            }
+        }
+    }
+
+    /// Tells all jobs what to do from now on.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        for host in &mut self.initiators {
+            for job in host.jobs() {
+                job.enter(phase);
+            }
+        }
+    }
+
+    /// Adds what the jobs of an initiator did, before they go.
+    pub(crate) fn count_jobs(&mut self, nth: usize) {
+        for job in self.initiators[nth].jobs() {
+            let Tally { completed, failed } = std::mem::take(&mut job.tally);
+            self.report.completed += completed;
+            self.report.failed += failed;
+        }
+    }
+}
+
+fn host(nth: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, 1 + nth).into()
+}
+
+fn models(scenario: &Scenario) -> Vec<DiskModel> {
+    let disks = (0..).zip(&scenario.disks);
+    disks
+        .map(|(id, spec)| {
+            let num_blocks = usize::try_from(spec.num_blocks).expect("simulated disks are small");
+            DiskModel::new(id, spec.block_size as usize, num_blocks)
+        })
+        .collect()
+}
