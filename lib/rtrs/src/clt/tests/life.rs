@@ -261,6 +261,10 @@ fn play(rig: &mut Rig, open: &mut [bool]) {
             Out::Disconnect(cid) if std::mem::take(&mut open[usize::from(cid)]) => {
                 rig.close(cid, PathError::Requested);
             }
+            Out::Immediate(Imm::HEARTBEAT) => {
+                let ack = Arrival::Immediate(Imm::HEARTBEAT_ACK);
+                rig.session.handle_arrival(PATH, ack, rig.now);
+            }
             _ => {}
         }
     }
