@@ -308,6 +308,12 @@ impl Session {
         }
     }
 
+    /// Whether the device in this place is to end and has no I/O in flight.
+    #[must_use]
+    pub fn is_drained(&self, index: usize) -> bool {
+        self.device(index).is_some_and(Device::is_drained)
+    }
+
     /// If the device in this place is to end and has drained, ends it and returns its entry in the
     /// table of exports.
     pub fn take_drained(&mut self, index: usize) -> Option<Ticket> {

@@ -102,7 +102,8 @@ impl<F: Fabric> TargetShard<F> {
             }
             Ok(shard) => self.hand_over(conn, private_data, route, shard),
             Err(errno) => {
-                log::warn!("{src}: connection refused: limit of sessions reached ({errno})");
+                let why = refusal(errno);
+                log::warn!("{src}: connection refused: {why}");
                 self.reject(conn, errno);
             }
         }
@@ -285,6 +286,14 @@ impl<F: Fabric> TargetShard<F> {
             CloseCause::Local("a connection could not be accepted"),
         );
         self.remove_if_drained(accepted.path, now);
+    }
+}
+
+/// What the directory means by an errno.
+fn refusal(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOMEM => "the limit of sessions is reached",
+        _ => "the session is served over another transport",
     }
 }
 

@@ -244,8 +244,9 @@ impl<F: Fabric> TargetShard<F> {
     /// Ends a device that was closed or taken away, once nothing of it is in flight: neither I/O
     /// nor answers that send its memory in place.
     pub(super) fn end_device_if_drained(&mut self, key: SessionKey, place: usize, now: Nanos) {
-        let mut paths = self.paths.iter().flatten().filter(|io| io.session == key);
-        if paths.any(|io| io.is_sending(place)) {
+        let service = self.client(key).map(|client| &client.session);
+        let drained = service.is_some_and(|session| session.is_drained(place));
+        if !drained || self.is_sending(key, place) {
             return;
         }
         let Some(client) = self.client(key) else {
@@ -264,6 +265,11 @@ impl<F: Fabric> TargetShard<F> {
         for (path, msg_id) in waiters.unwrap_or_default() {
             self.finish(path, msg_id, Ok(()), now);
         }
+    }
+
+    fn is_sending(&self, key: SessionKey, place: usize) -> bool {
+        let mut paths = self.paths.iter().flatten();
+        paths.any(|io| io.session == key && io.is_sending(place))
     }
 
     pub(super) fn forget_open(&self, ticket: Ticket, sessname: String, device: String) {

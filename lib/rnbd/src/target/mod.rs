@@ -42,6 +42,3 @@ pub use info::{DeviceInfo, HeartbeatInfo, ListenerInfo, PathInfo, SessionInfo, S
 pub use notification::{IgnoreNotifications, Notification, Sink};
 pub use open_beneath::open_beneath;
 pub use shard::TargetShard;
-
-#[cfg(test)]
-mod tests;

@@ -42,6 +42,9 @@ impl<F: Fabric> TargetShard<F> {
             return;
         };
         let posted = match io.windows.get(usize::from(msg_id)) {
+            Some(&window) if fabric.invalidate_now(window) => {
+                return self.handle_revoked(con, msg_id, now);
+            }
             Some(&window) => {
                 let wr_id = WrId::Revoked { msg_id }.encode();
                 let invalidate = WorkRequest::new(WrOp::Invalidate(window)).signaled(wr_id);

@@ -85,7 +85,9 @@ impl<F: Fabric> TargetShard<F> {
             self.release(io);
         }
         let ended = self.sessions.remove_path(key);
-        if !self.has_service(session) {
+        if self.has_service(session) {
+            self.end_drained_devices(session, now);
+        } else {
             self.end_service(session);
         }
         if let Some(session) = ended {
@@ -115,6 +117,14 @@ impl<F: Fabric> TargetShard<F> {
             .map_or(&[][..], |session| session.paths());
         let mut paths = paths.iter().filter_map(|&path| self.sessions.path(path));
         paths.any(|path| matches!(path.state(), PathState::Connected | PathState::Closing))
+    }
+
+    /// What the path was still sending from a device's memory no longer keeps that device.
+    fn end_drained_devices(&mut self, key: SessionKey, now: Nanos) {
+        let places = self.client(key).map_or(0, |client| client.devices.len());
+        for place in 0..places {
+            self.end_device_if_drained(key, place, now);
+        }
     }
 
     /// No I/O of the session is in flight: every device closes at once.
