@@ -1,10 +1,11 @@
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::future::{Either, select};
 use futures_util::pin_mut;
-use rnbd_rpc::{ControlLoop, Registry, Rpc, RpcServer, Schema, State};
+use rnbd_rpc::{ControlLoop, Handle, Registry, Rpc, RpcServer, Schema, State};
 use rustix::process::Signal;
 
 use crate::config::Config;
@@ -130,12 +131,24 @@ async fn start(options: &Options, system: &System, rpc: &Rpc) -> anyhow::Result<
         system.init_failed.raise();
     }
     system.init_done.raise();
+    if applied.is_err() {
+        let_replies_leave(&system.handle).await;
+    }
     applied?;
     if let Some(server) = &server {
         server.resume();
         log::info!("listening for RPC on {}", options.rpc_socket.display());
     }
     Ok(server)
+}
+
+/// Lets those who wait for the initialization be told how it ended before the server goes: the
+/// method returns, its reply is queued, its connection writes it, each in a round of its own.
+async fn let_replies_leave(handle: &Handle) {
+    const ROUNDS: usize = 8;
+    for _ in 0..ROUNDS {
+        handle.sleep(Duration::ZERO).await;
+    }
 }
 
 async fn apply(

@@ -192,7 +192,7 @@ impl Logger {
         log::set_max_level(level.filter());
     }
 
-    fn print(&self, level: Level, text: &str) {
+    fn print(&self, text: &str) {
         let timestamp = if self.timestamps.load(Ordering::Relaxed) {
             Zoned::now()
                 .strftime("[%Y-%m-%d %H:%M:%S.%6f] ")
@@ -200,7 +200,6 @@ impl Logger {
         } else {
             String::new()
         };
-        debug_assert!(level <= self.print_level());
         // Nobody is left to be told when stderr is gone.
         let _ = std::io::stderr().write_all(format!("{timestamp}{text}\n").as_bytes());
     }
@@ -228,7 +227,7 @@ impl Log for Logger {
         let level = Level::of(record.level());
         let text = line(level, record);
         if level <= self.print_level() {
-            self.print(level, &text);
+            self.print(&text);
         }
         if level <= self.log_level() {
             self.send_to_syslog(level, &text);

@@ -1,7 +1,9 @@
 use std::cell::RefCell;
+use std::time::Duration;
 
 use futures_channel::mpsc;
-use futures_util::StreamExt;
+use futures_util::future::{Either, select};
+use futures_util::{StreamExt, pin_mut};
 use rnbd_bdev::{EventKind, Registry};
 use rnbd_mem::{Memory, MemoryConfig};
 use rnbd_reactor::{CoreLocks, CoreMask, Reactors};
@@ -14,6 +16,9 @@ use crate::nbd::NbdExports;
 use crate::options::Options;
 use crate::poll_group::PollGroup;
 use crate::target::Target;
+
+/// How long the program waits for I/O when it ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that the methods work on. Lives on the control thread.
 #[derive(Debug)]
@@ -81,8 +86,19 @@ impl System {
         Ok(system)
     }
 
-    /// Ends what the outside world can see, then what that used.
+    /// Ends what the outside world can see, then what that used; within a bounded time, because
+    /// a bdev that never answers must not keep the program from ending.
     pub(crate) async fn shut_down(&self) {
+        let in_order = self.shut_down_in_order();
+        let timer = self.handle.sleep(SHUTDOWN_TIMEOUT);
+        pin_mut!(in_order, timer);
+        if let Either::Right(_) = select(in_order, timer).await {
+            let seconds = SHUTDOWN_TIMEOUT.as_secs();
+            log::warn!("I/O did not end within {seconds} s; ending without it");
+        }
+    }
+
+    async fn shut_down_in_order(&self) {
         self.nbd.shut_down().await;
         self.target.shut_down(&self.reactors).await;
         self.initiator.shut_down().await;
