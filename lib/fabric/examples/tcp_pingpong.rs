@@ -19,7 +19,7 @@ use rnbd_base::Nanos;
 use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
 use rnbd_fabric::{
     Access, Addr, Completion, CompletionKind, ConnId, ConnectParams, Event, Fabric, FabricStats,
-    ListenOptions, MemoryKey, PrivateData, QpLimits, RemoteAddr, Sge, WorkRequest, WrOp,
+    ListenOptions, MemoryKey, PostError, PrivateData, QpLimits, RemoteAddr, Sge, WorkRequest, WrOp,
 };
 use rnbd_mem::{Buffer, Memory, MemoryConfig, Pages, Span};
 
@@ -58,7 +58,7 @@ fn main() {
     let mut args = std::env::args().skip(1).map(|arg| arg.parse().unwrap());
     let (seconds, repeats) = (args.next().unwrap_or(2), args.next().unwrap_or(3));
     let only_depth = args.next();
-    println!("workload        depth      ops/s   p50 us   p99 us | per op: sends c/s, receives c/s");
+    println!("workload        depth      ops/s   p50 us   p99 us | per op: sends c/s");
     for workload in workloads() {
         if only_depth.is_some_and(|depth| depth != u64::from(workload.depth)) {
             continue;
@@ -93,7 +93,7 @@ fn print(workload: Workload, outcome: &Outcome) {
     let per_op = |count: u64| count as f64 / outcome.ops as f64;
     let micros = |time: Duration| time.as_nanos() as f64 / 1000.0;
     println!(
-        "{:<14} {:>6} {:>10.0} {:>8.1} {:>8.1} | {:.3}/{:.3} {:.3}/{:.3}",
+        "{:<14} {:>6} {:>10.0} {:>8.1} {:>8.1} | {:.3}/{:.3}",
         workload.name,
         workload.depth,
         outcome.ops_per_second,
@@ -101,14 +101,12 @@ fn print(workload: Workload, outcome: &Outcome) {
         micros(outcome.p99),
         per_op(outcome.client.send_doorbells),
         per_op(outcome.server.send_doorbells),
-        per_op(outcome.client.recv_doorbells - outcome.client.idle_polls),
-        per_op(outcome.server.recv_doorbells - outcome.server.idle_polls),
     );
 }
 
 fn run(workload: Workload, seconds: u64) -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut fabric = TcpFabric::new(TcpConfig::default()).unwrap();
+    let mut fabric = TcpFabric::new(config()).unwrap();
     let any = Addr::Ip("127.0.0.1:0".parse().unwrap());
     let listener = fabric.listen(&any, &ListenOptions::default()).unwrap();
     let addr = fabric.listen_addr(listener).unwrap();
@@ -125,6 +123,16 @@ fn run(workload: Workload, seconds: u64) -> Outcome {
     stop.store(true, Ordering::Relaxed);
     outcome.server = server.join().unwrap();
     outcome
+}
+
+/// The buffer sizes of sockets may be set by `SNDBUF` and `RCVBUF`, in KiB.
+fn config() -> TcpConfig {
+    let kib = |name| std::env::var(name).ok().map(|text| text.parse::<usize>().unwrap() << 10);
+    TcpConfig {
+        send_buffer_bytes: kib("SNDBUF"),
+        recv_buffer_bytes: kib("RCVBUF"),
+        ..TcpConfig::default()
+    }
 }
 
 fn pin(cpu: usize) {
@@ -155,7 +163,8 @@ fn serve(mut fabric: TcpFabric, workload: Workload, stop: &AtomicBool) -> Fabric
         fabric.poll(clock.now(), &mut completions);
         for completion in completions.drain(..) {
             if let CompletionKind::WriteImm(slot) = completion.kind {
-                answer(&mut fabric, completion.conn, slot, workload, chunks.span());
+                // The client may have left before its last answers.
+                let _outcome = answer(&mut fabric, completion.conn, slot, workload, chunks.span());
             }
         }
         fabric.flush(clock.now());
@@ -179,7 +188,13 @@ fn accept(fabric: &mut TcpFabric, conn: ConnId, chunks: Span) {
     }
 }
 
-fn answer(fabric: &mut TcpFabric, conn: ConnId, slot: u32, workload: Workload, chunks: Span) {
+fn answer(
+    fabric: &mut TcpFabric,
+    conn: ConnId,
+    slot: u32,
+    workload: Workload,
+    chunks: Span,
+) -> Result<(), PostError> {
     let chunk_bytes = workload.chunk_bytes();
     let chunk = chunks.slice(slot as usize * chunk_bytes, chunk_bytes).unwrap();
     let mut request = [0; REQUEST_BYTES];
@@ -191,11 +206,11 @@ fn answer(fabric: &mut TcpFabric, conn: ConnId, slot: u32, workload: Workload, c
         };
         let data = chunk.slice(0, workload.bytes).unwrap();
         let wr = WorkRequest::new(WrOp::Write(remote)).with_sge(sge(data));
-        fabric.post(conn, &wr).unwrap();
+        fabric.post(conn, &wr)?;
     }
     let wr = WorkRequest::new(WrOp::WriteImm(RemoteAddr::NONE, slot));
-    fabric.post(conn, &wr).unwrap();
-    fabric.post_recv(conn, 0, None).unwrap();
+    fabric.post(conn, &wr)?;
+    fabric.post_recv(conn, 0, None)
 }
 
 fn sge(span: Span) -> Sge {
@@ -217,7 +232,7 @@ struct Client {
 
 impl Client {
     fn connect(dst: Addr, workload: Workload) -> Self {
-        let mut fabric = TcpFabric::new(TcpConfig::default()).unwrap();
+        let mut fabric = TcpFabric::new(config()).unwrap();
         let clock = Clock(Instant::now());
         let params = ConnectParams {
             dst,
@@ -277,8 +292,6 @@ impl Client {
         let elapsed = self.clock.now().since(start).as_duration().as_secs_f64();
         let mut client = self.fabric.stats();
         client.send_doorbells -= before.send_doorbells;
-        client.recv_doorbells -= before.recv_doorbells;
-        client.idle_polls -= before.idle_polls;
         self.latencies.sort_unstable();
         let at = |percent: usize| self.latencies[self.latencies.len() * percent / 100];
         Outcome {

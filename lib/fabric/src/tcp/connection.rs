@@ -97,11 +97,6 @@ impl Connection {
         }
     }
 
-    /// Whether the application knows of it.
-    pub(super) fn is_announced(&self) -> bool {
-        self.state != State::Greeting
-    }
-
     /// What the kernel should wake a sleeper for.
     pub(super) fn interest(&self) -> EventFlags {
         let mut interest = EventFlags::empty();

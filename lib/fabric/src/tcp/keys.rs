@@ -139,6 +139,13 @@ impl Keys {
         Some(domain)
     }
 
+    /// The connection that a window is bound on, if it is for one connection.
+    pub(super) fn holder_of(&self, window: WindowId) -> Option<ConnId> {
+        self.table.get(window.index, window.generation)?;
+        let grant = &self.grants[window.index as usize + 1];
+        grant.open.and(grant.holder)
+    }
+
     /// Opens `span` of a region through a window; returns the new key.
     pub(super) fn bind(
         &mut self,

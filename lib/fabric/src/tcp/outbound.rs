@@ -24,7 +24,11 @@ use crate::types::{
 
 /// A chain takes no further frame once its payloads have this many bytes, so that completions of
 /// large transfers come one by one.
-const CHAIN_PAYLOAD_BYTES: u64 = 256 << 10;
+const CHAIN_PAYLOAD_BYTES: u64 = 64 << 10;
+
+/// One syscall takes no further chain once it has this many bytes. What is left waits for the next
+/// poll, so that sending and receiving alternate and the data in flight stays in the caches.
+const BURST_BYTES: usize = 256 << 10;
 
 /// A posted operation.
 #[derive(Clone, Copy, Debug)]
@@ -138,31 +142,26 @@ impl Outbound {
         self.head != self.sent
     }
 
-    /// Hands everything posted to the kernel, as far as it takes it. Returns how many times it was
-    /// asked.
-    pub(super) fn transmit(&mut self, socket: impl AsFd + Copy) -> Result<u32, Errno> {
+    /// Hands a burst of what was posted to the kernel, as far as it takes it. Returns whether
+    /// anything went.
+    pub(super) fn transmit(&mut self, socket: impl AsFd) -> Result<bool, Errno> {
         self.form_chains();
         self.advance(0);
-        let mut doorbells = 0;
-        while self.sent != self.chained {
-            let (taken, offered) = self.transmit_once(socket)?;
-            doorbells += 1;
+        let mut taken = 0;
+        if self.sent != self.chained {
+            taken = self.send_burst(socket)?;
             self.advance(taken);
-            if taken < offered {
-                break;
-            }
         }
         self.retire();
-        Ok(doorbells)
+        Ok(taken > 0)
     }
 
-    fn transmit_once(&self, socket: impl AsFd) -> Result<(u64, u64), Errno> {
+    fn send_burst(&self, socket: impl AsFd) -> Result<u64, Errno> {
         let mut outgoing = Outgoing::new();
         self.gather(&mut outgoing);
-        let offered = outgoing.bytes() as u64;
         match outgoing.send(socket) {
-            Ok(taken) => Ok((taken as u64, offered)),
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok((0, offered)),
+            Ok(taken) => Ok(taken as u64),
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(0),
             Err(errno) => Err(errno),
         }
     }
@@ -231,7 +230,7 @@ impl Outbound {
         while position != self.chained {
             let chain = self.entries[self.slot(position)].chain;
             let pieces_max = 1 + 2 * chain.entries as usize;
-            if outgoing.room() < pieces_max {
+            if outgoing.room() < pieces_max || outgoing.bytes() >= BURST_BYTES {
                 return;
             }
             if chain.bytes > 0 {

@@ -40,7 +40,7 @@ impl TcpFabric {
         progress
     }
 
-    /// Hands everything posted to the kernel. Returns whether there was anything.
+    /// Hands what was posted to the kernel. Returns whether it took anything.
     pub(super) fn transmit(&mut self) -> bool {
         let mut any = false;
         for &index in &self.dirty {
@@ -50,9 +50,9 @@ impl TcpFabric {
             if !connection.outbound.has_unsent() || connection.send_failure.is_some() {
                 continue;
             }
-            any = true;
+            self.stats.send_doorbells += 1;
             match connection.outbound.transmit(&connection.socket) {
-                Ok(doorbells) => self.stats.send_doorbells += u64::from(doorbells),
+                Ok(went) => any |= went,
                 Err(errno) => connection.send_failure = Some(close_reason(errno)),
             }
         }

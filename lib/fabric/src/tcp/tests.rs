@@ -1,1 +1,5 @@
-
+mod conformance;
+mod hostile;
+mod idle;
+mod peer;
+mod streams;
