@@ -3,7 +3,6 @@
 use rnbd_base::Nanos;
 use rnbd_fabric::{Access, ConnId, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
 use rnbd_rtrs::srv::{CloseCause, PathKey, Violation};
-use rnbd_wire::limits;
 use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
 
 use super::acceptor::put;
@@ -198,5 +197,3 @@ impl Failure {
         }
     }
 }
-
-const _: () = assert!(limits::HEADER_BYTES as usize >= InfoReq::BYTES);

@@ -9,8 +9,8 @@ use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Open;
 use rnbd_wire::rtrs::ReadMsg;
 
-use super::device_io::DeviceIo;
-use super::path_io::Source;
+use super::device_io::{DeviceIo, Service};
+use super::path_io::{PathIo, RequestIo, Source};
 use super::shard::{ConEntry, TargetShard};
 use super::wr_id::WrId;
 use crate::srv::{Command, Plan};
@@ -162,94 +162,77 @@ impl<F: Fabric> TargetShard<F> {
         else {
             return Ok(Started::Done);
         };
-        let path = self
-            .paths
-            .get_mut(key.index as usize)
-            .and_then(Option::as_mut);
-        let io = path.ok_or(Errno::NOTCONN)?;
-        let client_index = io.session.index as usize;
-        let client = self.clients.get_mut(client_index).and_then(Option::as_mut);
-        let client = client.ok_or(Errno::NOTCONN)?;
-        let block_bytes = client
-            .session
-            .device(place)
-            .map_or(0, |own| own.view.block_bytes);
-        let device = client.devices.get_mut(place).and_then(Option::as_mut);
-        let device = device.ok_or(Errno::NOTCONN)?;
+        let (io, client) = self.path_and_client(key).ok_or(Errno::NOTCONN)?;
+        let session = io.session;
+        let view = client.session.device(place).map(|device| device.view);
+        let device = client.device_mut(place).ok_or(Errno::NOTCONN)?;
         let request = &mut io.requests[usize::from(msg_id)];
         request.device = place;
         request.op = op;
-        request.bytes = num_blocks * u64::from(block_bytes);
+        request.bytes = num_blocks * u64::from(view.ok_or(Errno::NOTCONN)?.block_bytes);
         if op == IoOp::Read && device.in_place {
-            let span = device.channel.read_in_place(offset_blocks, num_blocks)?;
-            request.source = Source::InPlace(span);
-            device
-                .counters
-                .record(op, request.bytes, Nanos::ZERO, Ok(()));
+            request.source = device.read_in_place(offset_blocks, num_blocks)?;
             self.counters.completed_io += 1;
             return Ok(Started::Done);
         }
-        let chunk = io
-            .memory
-            .chunks
-            .chunk(usize::from(msg_id))
-            .ok_or(Errno::INVAL)?;
+        let chunk = io.memory.chunks.chunk(usize::from(msg_id));
+        let buf = chunk.and_then(|chunk| data_of(&chunk, op, request.bytes));
         let bdev_io = BdevIo {
             tag: tag_of(key, msg_id),
             op,
             offset_blocks,
             num_blocks,
-            buf: data_of(&chunk, op, request.bytes).ok_or(Errno::INVAL)?,
+            buf: buf.ok_or(Errno::INVAL)?,
             prio,
         };
+        let first = if flush_first {
+            flush_before(&bdev_io)
+        } else {
+            bdev_io
+        };
         request.after_flush = flush_first.then_some(bdev_io);
-        device.submit(
-            if flush_first {
-                flush_before(&bdev_io)
-            } else {
-                bdev_io
-            },
-            now,
-        )?;
+        device.channel.submit(&first, now)?;
         client.session.on_io_started(place);
-        if !device.listed {
-            device.listed = true;
-            self.active.push((client_index, place));
-        }
+        self.list_active(session.index as usize, place);
         Ok(Started::Submitted)
+    }
+
+    fn path_and_client(&mut self, key: PathKey) -> Option<(&mut PathIo, &mut Service)> {
+        let io = self.paths.get_mut(key.index as usize)?.as_mut()?;
+        let client = self.clients.get_mut(io.session.index as usize)?.as_mut()?;
+        Some((io, client))
     }
 
     pub(super) fn handle_io_done(&mut self, done: IoDone, now: Nanos) {
         let (index, msg_id) = parts_of(done.tag);
-        let Some(io) = self.paths.get_mut(index).and_then(Option::as_mut) else {
+        let key = self
+            .paths
+            .get(index)
+            .and_then(Option::as_ref)
+            .map(|io| io.key);
+        let Some(key) = key else {
             return;
         };
-        let (key, session) = (io.key, io.session);
+        let Some((io, client)) = self.path_and_client(key) else {
+            return;
+        };
+        let session = io.session;
         let request = &mut io.requests[usize::from(msg_id)];
-        let client = self.clients.get_mut(session.index as usize);
-        let Some(client) = client.and_then(Option::as_mut) else {
-            return;
-        };
         let place = request.device;
-        let mut result = done.result;
-        let Some(device) = client.devices.get_mut(place).and_then(Option::as_mut) else {
+        let Some(device) = client.device_mut(place) else {
             return;
         };
-        if let Some(next) = request.after_flush.take()
-            && result.is_ok()
-        {
-            match device.submit(next, now) {
+        let result = match (request.after_flush.take(), done.result) {
+            (Some(next), Ok(())) => match device.channel.submit(&next, now) {
                 Ok(()) => return self.list_active(session.index as usize, place),
-                Err(errno) => result = Err(errno),
-            }
-        }
+                Err(errno) => Err(errno),
+            },
+            (_, result) => result,
+        };
         let result = result.map_err(answer_errno);
-        let latency = now.since(request.started);
-        device
-            .counters
-            .record(request.op, request.bytes, latency, result);
-        self.counters.completed_io += 1;
+        device.record(request, now, result);
         let drained = client.session.on_io_done(place);
+        self.counters.completed_io += 1;
         self.finish(key, msg_id, result, now);
         if drained {
             self.end_device_if_drained(session, place, now);
@@ -273,8 +256,17 @@ enum Started {
 }
 
 impl DeviceIo {
-    fn submit(&mut self, io: BdevIo, now: Nanos) -> Result<(), Errno> {
-        self.channel.submit(&io, now)
+    fn read_in_place(&mut self, offset_blocks: u64, num_blocks: u64) -> Result<Source, Errno> {
+        let span = self.channel.read_in_place(offset_blocks, num_blocks)?;
+        let bytes = span.len() as u64;
+        self.counters.record(IoOp::Read, bytes, Nanos::ZERO, Ok(()));
+        Ok(Source::InPlace(span))
+    }
+
+    fn record(&mut self, request: &RequestIo, now: Nanos, result: Result<(), Errno>) {
+        let latency = now.since(request.started);
+        self.counters
+            .record(request.op, request.bytes, latency, result);
     }
 }
 
