@@ -34,7 +34,7 @@ mod protocol;
 mod readiness;
 mod requests;
 mod server;
-mod socket;
+mod sys;
 mod transmission;
 
 pub use export::{ExportOptions, NbdError, NbdExport, NbdHandle};

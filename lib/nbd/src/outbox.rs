@@ -6,7 +6,7 @@ use rnbd_mem::Span;
 
 use crate::protocol::ReplyHeader;
 use crate::requests::SlotId;
-use crate::socket::Gather;
+use crate::sys::Gather;
 
 /// An answer, whose data stays in the request's buffer until it has been sent.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ use crate::inbox::{INBOX_BYTES, Inbox};
 use crate::outbox::{Outbox, Reply};
 use crate::protocol::{Command, MAX_PAYLOAD_BYTES, ReplyHeader, Request, SHUTDOWN, command_flags};
 use crate::requests::{Requests, SlotId};
-use crate::socket;
+use crate::sys;
 
 /// Memory that a connection needs: the largest payload, and the inbox.
 pub(crate) const CONNECTION_BYTES: usize = MAX_PAYLOAD_BYTES as usize + INBOX_BYTES;
@@ -159,7 +159,7 @@ impl Transmission {
         if wanted == 0 {
             return Ok(None);
         }
-        let got = socket::receive(socket, payload, room)?;
+        let got = sys::receive(socket, payload, room)?;
         let of_payload = got.min(payload.len());
         self.inbox.received(got - of_payload);
         self.count_payload(of_payload);
