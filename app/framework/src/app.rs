@@ -1,11 +1,12 @@
+use std::future::poll_fn;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::task::Poll;
 
 use anyhow::Context;
 use futures_util::future::{Either, select};
 use futures_util::pin_mut;
-use rnbd_rpc::{ControlLoop, Handle, Registry, Rpc, RpcServer, Schema, State};
+use rnbd_rpc::{ControlLoop, Registry, Rpc, RpcServer, Schema, State};
 use rustix::process::Signal;
 
 use crate::config::Config;
@@ -132,7 +133,7 @@ async fn start(options: &Options, system: &System, rpc: &Rpc) -> anyhow::Result<
     }
     system.init_done.raise();
     if applied.is_err() {
-        let_replies_leave(&system.handle).await;
+        let_replies_leave().await;
     }
     applied?;
     if let Some(server) = &server {
@@ -144,11 +145,24 @@ async fn start(options: &Options, system: &System, rpc: &Rpc) -> anyhow::Result<
 
 /// Lets those who wait for the initialization be told how it ended before the server goes: the
 /// method returns, its reply is queued, its connection writes it, each in a round of its own.
-async fn let_replies_leave(handle: &Handle) {
+async fn let_replies_leave() {
     const ROUNDS: usize = 8;
     for _ in 0..ROUNDS {
-        handle.sleep(Duration::ZERO).await;
+        next_round().await;
     }
+}
+
+/// Returns when all tasks that are ready now have run.
+async fn next_round() {
+    let mut waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn apply(
