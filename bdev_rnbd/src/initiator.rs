@@ -93,13 +93,14 @@ pub fn new<F: Fabric>(
 }
 
 impl Initiator {
-    fn send(&self, core: CoreIndex, message: Message) {
-        let Some(peer) = self.peers.iter().find(|peer| peer.core == core) else {
-            return;
-        };
-        if peer.sender.send(message).is_err() {
+    /// Whether the core took it. One that did not drops the reply that is in it.
+    fn send(&self, core: CoreIndex, message: Message) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.core == core);
+        let sent = peer.is_some_and(|peer| peer.sender.send(message).is_ok());
+        if !sent {
             log::error!("core {} is too far behind to take a command", core.0);
         }
+        sent
     }
 
     fn command(&self, session: SessionKey, home: CoreIndex, command: Command) {
@@ -274,7 +275,9 @@ impl InitiatorControl for Initiator {
             timeouts,
             reply,
         };
-        self.send(home, Message::Attach(Box::new(attach)));
+        if !self.send(home, Message::Attach(Box::new(attach))) {
+            self.directory.remove(session);
+        }
     }
 
     fn detach_controller(&self, name: &str, force: bool, reply: Reply<()>) {

@@ -256,10 +256,15 @@ impl CoreChannel {
         self.machine.next_deadline()
     }
 
-    /// Whether a ring holds something that could be taken.
+    /// Whether a ring holds something that could be taken now. What waits for a permit or for a
+    /// path is announced by the fabric.
     pub(crate) fn has_work(&self) -> bool {
+        let can_move = |port: &Port| match self.gate(port.device()) {
+            Gate::Open(_) => self.machine.can_begin(PATH),
+            Gate::Fail(_) => true,
+            Gate::Wait => false,
+        };
         let mut ports = self.ports.iter().flatten();
-        let can_move = |port: &Port| !matches!(self.gate(port.device()), Gate::Wait);
         ports.any(|port| port.has_request() && can_move(port))
     }
 

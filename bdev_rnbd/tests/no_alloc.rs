@@ -1,0 +1,210 @@
+//! I/O over TCP allocates nothing, neither in the initiator nor in the target.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use bdev_rnbd::{AttachParams, DeviceParams, InitiatorConfig, InitiatorControl, InitiatorShard};
+use rnbd_base::{CoreIndex, Nanos, NoWake, Poll};
+use rnbd_bdev::{BdevIo, Channel, IoOp, MallocBdev, MallocOptions, Registry};
+use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
+use rnbd_fabric::{Addr, ListenOptions};
+use rnbd_mem::{Memory, MemoryConfig, Pages};
+use rnbd_proto::srv::{Export, Exports, ServiceOptions};
+use rnbd_proto::target::{
+    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Services,
+    TargetConfig, TargetHandle, TargetShard, build,
+};
+use rnbd_wire::rnbd::AccessMode;
+
+/// Counts what is allocated and freed while it is armed.
+struct Counting;
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+fn count() {
+    if ARMED.load(Ordering::Relaxed) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A target and an initiator, polled in turn by one thread.
+struct Pair {
+    start: Instant,
+    target: TargetShard<TcpFabric>,
+    initiator: InitiatorShard<TcpFabric>,
+}
+
+impl Pair {
+    fn poll(&mut self) -> Nanos {
+        let now = Nanos::from(self.start.elapsed());
+        let _ = self.target.poll(now);
+        let _ = self.initiator.poll(now);
+        now
+    }
+
+    fn wait<T>(&mut self, rx: &mpsc::Receiver<T>) -> T {
+        loop {
+            self.poll();
+            if let Ok(answer) = rx.try_recv() {
+                return answer;
+            }
+        }
+    }
+}
+
+fn target(memory: &Memory, new_rkey: bool) -> (TargetHandle, TargetShard<TcpFabric>) {
+    let registry = Registry::new(memory.clone());
+    let disk = MallocOptions {
+        name: Some("disk".to_owned()),
+        num_blocks: 2048,
+        block_size: 512,
+        ..MallocOptions::default()
+    };
+    MallocBdev::create(&registry, memory, disk).unwrap();
+    let exports = Exports::new(ServiceOptions::default());
+    let mut export = Export::new("disk", "disk");
+    export.allow_any_host = true;
+    exports.create(export).unwrap();
+    let services = Services {
+        memory: memory.clone(),
+        registry,
+        exports,
+        directory: Directory::new(DirectoryLimits::default()),
+        opener: Arc::new(NoSearchPath),
+        sink: Arc::new(IgnoreNotifications),
+    };
+    let mut config = TargetConfig::default();
+    config.rtrs.queue_depth = 32;
+    config.rtrs.new_rkey = new_rkey;
+    let part = CoreParts {
+        core: CoreIndex(0),
+        fabric: TcpFabric::new(TcpConfig::default()).unwrap(),
+        wake: Arc::new(NoWake),
+    };
+    let (handle, mut shards) = build(config, &services, vec![part]).unwrap();
+    (handle, shards.pop().unwrap())
+}
+
+/// A pair with one mapped device, and a user's channel to it.
+fn attached(memory: &Memory, new_rkey: bool) -> (Pair, Channel) {
+    let (handle, target) = target(memory, new_rkey);
+    let registry = Registry::new(memory.clone());
+    let fabric = TcpFabric::new(TcpConfig::default()).unwrap();
+    let config = InitiatorConfig {
+        memory: memory.clone(),
+        registry: registry.clone(),
+        seed: 1,
+        notify: Arc::new(|_| {}),
+    };
+    let (control, mut shards) =
+        bdev_rnbd::new(vec![(CoreIndex(0), fabric, Arc::new(NoWake) as _)], config);
+    let start = Instant::now();
+    let initiator = shards.pop().unwrap();
+    let mut pair = Pair {
+        start,
+        target,
+        initiator,
+    };
+    let (tx, rx) = mpsc::channel();
+    let any_port = Addr::Ip(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let reply = Box::new(move |addr| tx.send(addr).unwrap());
+    handle
+        .add_listener(any_port, ListenOptions::default(), reply)
+        .unwrap();
+    let addr = pair.wait(&rx).unwrap();
+    let device = DeviceParams {
+        device_path: "disk".to_owned(),
+        access_mode: AccessMode::ReadWrite,
+        bdev_name: None,
+        uuid: None,
+    };
+    let params = AttachParams {
+        name: "r0".to_owned(),
+        sessname: "host".to_owned(),
+        addr,
+        hostaddr: None,
+        num_io_queues: 0,
+        queue_depth: 0,
+        timeouts: None,
+        devices: vec![device],
+    };
+    let (tx, rx) = mpsc::channel();
+    control.attach_controller(params, Box::new(move |names| tx.send(names).unwrap()));
+    let names = pair.wait(&rx).unwrap();
+    let desc = registry.open(&names[0], true).unwrap();
+    let channel = desc.open_channel(CoreIndex(0), 64).unwrap();
+    (pair, channel)
+}
+
+#[test]
+fn reads_and_writes_are_done_without_an_allocation() {
+    for new_rkey in [false, true] {
+        let memory = Memory::new(MemoryConfig::default());
+        let (mut pair, mut channel) = attached(&memory, new_rkey);
+        let buffer = memory.alloc("test", 64 * 65_536, Pages::Small).unwrap();
+        let mut done = Vec::with_capacity(64);
+        let mut run = |count: u64| {
+            let (mut begun, mut ended) = (0, 0);
+            let mut now = pair.poll();
+            while ended < count {
+                while begun < count && begun - ended < 64 {
+                    let num_blocks = if begun % 5 == 0 { 128 } else { 8 };
+                    let slot = usize::try_from(begun % 64).unwrap() * 65_536;
+                    let io = BdevIo {
+                        tag: begun,
+                        op: if begun % 2 == 0 {
+                            IoOp::Read
+                        } else {
+                            IoOp::Write { fua: false }
+                        },
+                        offset_blocks: begun % 1024,
+                        num_blocks,
+                        buf: buffer
+                            .span()
+                            .slice(slot, usize::try_from(num_blocks).unwrap() * 512)
+                            .unwrap(),
+                        prio: 0,
+                    };
+                    channel.submit(&io, now).unwrap();
+                    begun += 1;
+                }
+                now = pair.poll();
+                channel.poll(now, &mut done);
+                for one in done.drain(..) {
+                    assert_eq!(one.result, Ok(()));
+                    ended += 1;
+                }
+            }
+        };
+        run(2000);
+        COUNT.store(0, Ordering::Relaxed);
+        ARMED.store(true, Ordering::Relaxed);
+        run(5000);
+        ARMED.store(false, Ordering::Relaxed);
+        assert_eq!(COUNT.load(Ordering::Relaxed), 0, "new_rkey {new_rkey}");
+    }
+}
