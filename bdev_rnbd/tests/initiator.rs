@@ -7,6 +7,8 @@ mod world;
 use bdev_rnbd::{ControllerState, Options, Timeouts, UnmapMode};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{IoDone, IoOp};
+use rnbd_fabric::RemoteAddr;
+use rnbd_fabric::sim::{Injection, Side};
 use world::{Setup, User, World, attach_params, device, make_disk, pattern};
 
 fn attached(setup: Setup) -> World {
@@ -464,4 +466,56 @@ fn watchers_hear_of_paths_and_devices() {
     assert!(heard("bdev_rnbd_path_state", "r0:0:reconnecting"));
     assert!(heard("rnbd_device_closed", "r0_disk0"));
     assert!(heard("bdev_rnbd_reconnect_failed", "r0:0"));
+}
+
+/// What a hostile server may send at any time, whatever the mode of the path is.
+fn injections() -> Vec<Injection> {
+    let send = |bytes: &[u8], imm| Injection::Send {
+        bytes: bytes.to_vec(),
+        imm,
+    };
+    let nowhere = RemoteAddr {
+        addr: 0x1000,
+        rkey: 7,
+    };
+    vec![
+        Injection::Imm(0x1000_ffff),
+        Injection::Imm(0x2000_0001),
+        Injection::Imm(0x0000_0020),
+        Injection::Imm(0xf123_4567),
+        send(&[], None),
+        send(&[4, 0, 200, 0, 1, 2, 3, 4], Some(0x1000_00c8)),
+        send(&[0; 64], None),
+        Injection::Write {
+            remote: nowhere,
+            bytes: vec![0xff; 64],
+            imm: 0x1000_0001,
+        },
+    ]
+}
+
+#[test]
+fn a_hostile_server_costs_itself_the_path_and_nothing_else() {
+    for new_rkey in [false, true] {
+        for injection in injections() {
+            let mut world = attached(Setup {
+                new_rkey,
+                ..Setup::default()
+            });
+            let mut user = world.open("r0_disk0", 0);
+            let data = pattern(3, 8);
+            world.write(&mut user, 0, &data).unwrap();
+            for connection in world.network.connections() {
+                let injection = injection.clone();
+                world
+                    .network
+                    .inject(connection.wire, Side::Server, injection);
+            }
+            world.run_for(Nanos::from_millis(1));
+            let seen = world.read(&mut user, 0, 8).unwrap();
+            assert_eq!(seen, data, "{injection:?}");
+            let stats = world.call(|control, reply| control.path_stats(None, reply));
+            assert!(stats.unwrap()[0].reconnects_ok >= 1, "{injection:?}");
+        }
+    }
 }
