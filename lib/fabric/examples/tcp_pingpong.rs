@@ -9,7 +9,11 @@
 //! data and an empty write with an immediate. A write carries the data in front of the request,
 //! and its answer is the empty write alone. Each line is the median run of the repeats.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for developers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a tool for developers"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,7 +131,11 @@ fn run(workload: Workload, seconds: u64) -> Outcome {
 
 /// The buffer sizes of sockets may be set by `SNDBUF` and `RCVBUF`, in KiB.
 fn config() -> TcpConfig {
-    let kib = |name| std::env::var(name).ok().map(|text| text.parse::<usize>().unwrap() << 10);
+    let kib = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<usize>().unwrap() << 10)
+    };
     TcpConfig {
         send_buffer_bytes: kib("SNDBUF"),
         recv_buffer_bytes: kib("RCVBUF"),
@@ -181,8 +189,12 @@ fn accept(fabric: &mut TcpFabric, conn: ConnId, chunks: Span) {
     let domain = fabric
         .accept(conn, None, LIMITS, &PrivateData::EMPTY)
         .unwrap();
-    let key = fabric.register(domain, chunks, Access::RemoteWrite).unwrap();
-    for imm in [chunks.addr() as u32, (chunks.addr() >> 32) as u32, key.rkey] {
+    let key = fabric
+        .register(domain, chunks, Access::RemoteWrite)
+        .unwrap();
+    let [low, high] = [0, 32].map(|shift| chunks.addr() >> shift & 0xffff_ffff);
+    for imm in [low, high, key.rkey.into()] {
+        let imm = u32::try_from(imm).unwrap();
         let wr = WorkRequest::new(WrOp::WriteImm(RemoteAddr::NONE, imm));
         fabric.post(conn, &wr).unwrap();
     }
@@ -196,7 +208,9 @@ fn answer(
     chunks: Span,
 ) -> Result<(), PostError> {
     let chunk_bytes = workload.chunk_bytes();
-    let chunk = chunks.slice(slot as usize * chunk_bytes, chunk_bytes).unwrap();
+    let chunk = chunks
+        .slice(slot as usize * chunk_bytes, chunk_bytes)
+        .unwrap();
     let mut request = [0; REQUEST_BYTES];
     chunk.read_at(workload.bytes, &mut request);
     if workload.is_read {
@@ -327,7 +341,10 @@ impl Client {
         let chunk_bytes = self.workload.chunk_bytes();
         let offset = slot as usize * chunk_bytes;
         let chunk = self.buffer.span().slice(offset, chunk_bytes).unwrap();
-        let (data, head) = (chunk.slice(0, bytes).unwrap(), chunk.slice(bytes, REQUEST_BYTES));
+        let (data, head) = (
+            chunk.slice(0, bytes).unwrap(),
+            chunk.slice(bytes, REQUEST_BYTES),
+        );
         let head = head.unwrap();
         head.write_at(0, &data.addr().to_le_bytes());
         head.write_at(8, &self.key.rkey.to_le_bytes());

@@ -2,30 +2,26 @@ use std::os::fd::OwnedFd;
 
 use rnbd_base::Nanos;
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
 
 use crate::tcp::hello::HelloBytes;
 use crate::tcp::inbound::Inbound;
 use crate::tcp::outbound::Outbound;
 use crate::tcp::receives::Receives;
-use crate::types::{Addr, CloseReason, ConnId, DomainId, ListenerId, PrivateData};
+use crate::types::{Addr, ConnId, DomainId, ListenerId, PrivateData};
 
-/// Where a connection is in its life.
-///
-/// ```text
-///  connect ──> Connecting ──> Asking ──────────────────────> Up
-///               connect(2)     hello sent, answer awaited    ^
-///                                                            │
-///  accept(2) ─> Greeting ───> Requested ──────accept─────────┘
-///               hello awaited  the application's answer awaited
-///
-///  any state: ──> closed (not a state: the connection is taken out of the table)
-/// ```
+/// Where a connection is in its life; the diagram is in `handshake`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
+    /// The kernel connects.
     Connecting,
+    /// Our hello is sent and the answer awaited.
     Asking,
+    /// The hello of somebody who came in is awaited.
     Greeting,
+    /// The answer of the application is awaited.
     Requested,
+    /// Frames flow.
     Up,
 }
 
@@ -53,7 +49,7 @@ pub(super) struct Connection {
     pub(super) is_dirty: bool,
     /// Set when sending failed: nothing is sent any more, and the connection is closed as soon as
     /// what the peer sent before is read.
-    pub(super) send_failure: Option<CloseReason>,
+    pub(super) send_failure: Option<Errno>,
     pub(super) domain: Option<DomainId>,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,

@@ -100,7 +100,8 @@ impl Header {
         if chained && kind == FrameKind::SendInv {
             return Err("a frame chained behind an invalidation");
         }
-        let word = |at: usize| u32::from_le_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
         Ok(Self {
             kind,
             chained,

@@ -103,7 +103,7 @@ impl Inbound {
         socket: impl AsFd,
         staging: &mut [u8; STAGING_BYTES],
         delivery: &mut Delivery<'_>,
-    ) -> Result<bool, CloseReason> {
+    ) -> Result<bool, Broken> {
         let mut staged = self.resume(staging, delivery)?;
         let resumed = staged.resumed;
         if self.is_stopped(delivery) {
@@ -135,7 +135,7 @@ impl Inbound {
         &mut self,
         staging: &mut [u8; STAGING_BYTES],
         delivery: &mut Delivery<'_>,
-    ) -> Result<Staged, CloseReason> {
+    ) -> Result<Staged, Broken> {
         if self.leftover_bytes == 0 && !self.is_chain_complete {
             return Ok(Staged::default());
         }
@@ -162,19 +162,18 @@ impl Inbound {
         staging: &mut [u8],
         staged: &mut Staged,
         delivery: &mut Delivery<'_>,
-    ) -> Result<bool, CloseReason> {
+    ) -> Result<bool, Broken> {
         let mut incoming = Incoming::new();
-        let whole_chain = self.scatter(&mut incoming, delivery);
-        let whole_chain = whole_chain.map_err(CloseReason::Violation)?;
+        let whole_chain = self.scatter(&mut incoming, delivery)?;
         let direct = incoming.bytes();
         if whole_chain {
             incoming.push_bytes(&mut staging[staged.bytes..]);
         }
         let received = match incoming.receive(socket) {
-            Ok(0) => return Err(CloseReason::PeerClosed),
+            Ok(0) => return Err(Broken::PeerClosed),
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(errno) => return Err(close_reason(errno)),
+            Err(errno) => return Err(Broken::Socket(errno)),
         };
         let placed = received.min(direct);
         self.run(Source::Placed(placed), delivery)?;
@@ -210,11 +209,7 @@ impl Inbound {
     }
 
     /// Parses as much of `bytes` as can be delivered; returns how much that was.
-    fn consume(
-        &mut self,
-        bytes: &[u8],
-        delivery: &mut Delivery<'_>,
-    ) -> Result<usize, CloseReason> {
+    fn consume(&mut self, bytes: &[u8], delivery: &mut Delivery<'_>) -> Result<usize, Broken> {
         let mut at = 0;
         loop {
             if self.is_chain_complete {
@@ -226,7 +221,7 @@ impl Inbound {
             let Some(header) = bytes[at..].first_chunk::<HEADER_BYTES>() else {
                 return Ok(at);
             };
-            self.push_header(header).map_err(CloseReason::Violation)?;
+            self.push_header(header)?;
             at += HEADER_BYTES;
         }
     }
@@ -246,19 +241,17 @@ impl Inbound {
         &mut self,
         mut source: Source<'_>,
         delivery: &mut Delivery<'_>,
-    ) -> Result<usize, CloseReason> {
+    ) -> Result<usize, Broken> {
         let before = source.len();
         while let Some(frame) = self.current() {
             if !self.can_deliver(&frame, delivery) {
                 break;
             }
-            self.place(&frame, &mut source, delivery)
-                .map_err(CloseReason::Violation)?;
+            self.place(&frame, &mut source, delivery)?;
             if self.placed < frame.length {
                 break;
             }
-            self.deliver(&frame, delivery)
-                .map_err(CloseReason::Violation)?;
+            self.deliver(&frame, delivery)?;
             self.step();
         }
         Ok(before - source.len())
@@ -371,6 +364,31 @@ struct Staged {
     bytes: usize,
     /// Whether anything of a leftover was used.
     resumed: bool,
+}
+
+/// Why a connection cannot receive any more. Smaller than a [`CloseReason`], which matters on the
+/// data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    Violation(Denied),
+    PeerClosed,
+    Socket(Errno),
+}
+
+impl From<Denied> for Broken {
+    fn from(what: Denied) -> Self {
+        Self::Violation(what)
+    }
+}
+
+impl From<Broken> for CloseReason {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Violation(what) => Self::Violation(what),
+            Broken::PeerClosed => Self::PeerClosed,
+            Broken::Socket(errno) => close_reason(errno),
+        }
+    }
 }
 
 /// What an error of a socket says about the connection.

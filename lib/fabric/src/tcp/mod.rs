@@ -4,8 +4,8 @@
 //! (`docs/tcp-frames.md`). The receiver plays the part of the adapter: it checks the key and the
 //! range that a write names and lets the kernel copy the payload straight to its place.
 //!
-//! - `fabric` implements [`crate::Fabric`]; `lifecycle` holds how connections come and go,
-//!   `progress` what a poll does.
+//! - `fabric` implements [`crate::Fabric`]; `lifecycle` and `handshake` hold how connections
+//!   come, get up and go, `progress` what a poll does.
 //! - `outbound` and `inbound` are the two directions of one connection, `frame` and `hello` the
 //!   bytes, `keys` and `domains` who may write where.
 //! - `sys` has the two syscalls of the data path and all unsafe code; `socket` and `watcher` the
@@ -16,6 +16,7 @@ mod connection;
 mod domains;
 mod fabric;
 mod frame;
+mod handshake;
 mod hello;
 mod inbound;
 mod keys;

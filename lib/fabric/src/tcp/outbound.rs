@@ -18,9 +18,7 @@ use rustix::io::Errno;
 
 use crate::tcp::frame::{CHAIN_MAX, FrameKind, HEADER_BYTES, Header};
 use crate::tcp::sys::Outgoing;
-use crate::types::{
-    Completion, CompletionKind, ConnId, PostError, RemoteAddr, WorkRequest, WrOp,
-};
+use crate::types::{Completion, CompletionKind, ConnId, PostError, RemoteAddr, WorkRequest, WrOp};
 
 /// A chain takes no further frame once its payloads have this many bytes, so that completions of
 /// large transfers come one by one.
@@ -254,7 +252,10 @@ impl Outbound {
         let headers = &self.headers[first * HEADER_BYTES..end * HEADER_BYTES];
         outgoing.push_bytes(&headers[skip.min(headers.len())..]);
         skip = skip.saturating_sub(headers.len());
-        for span in self.entries[first..end].iter().flat_map(|entry| &entry.payload) {
+        for span in self.entries[first..end]
+            .iter()
+            .flat_map(|entry| &entry.payload)
+        {
             let skipped = skip.min(span.len());
             skip -= skipped;
             if skipped == 0 {

@@ -7,6 +7,7 @@ use rnbd_base::{Nanos, Progress};
 use crate::tcp::connection::{Connection, State, Watch};
 use crate::tcp::fabric::TcpFabric;
 use crate::tcp::inbound::{Delivery, close_reason};
+use crate::tcp::socket;
 use crate::tcp::watcher::Source;
 use crate::types::{CloseReason, Completion, ConnId};
 
@@ -19,11 +20,7 @@ const COOL_AFTER: u32 = 8192;
 const LOOK_EVERY: u64 = 16;
 
 impl TcpFabric {
-    pub(super) fn poll_once(
-        &mut self,
-        now: Nanos,
-        completions: &mut Vec<Completion>,
-    ) -> Progress {
+    pub(super) fn poll_once(&mut self, now: Nanos, completions: &mut Vec<Completion>) -> Progress {
         let delivered_before = completions.len();
         let sent = self.transmit();
         self.deliver_sent(completions);
@@ -53,7 +50,7 @@ impl TcpFabric {
             self.stats.send_doorbells += 1;
             match connection.outbound.transmit(&connection.socket) {
                 Ok(went) => any |= went,
-                Err(errno) => connection.send_failure = Some(close_reason(errno)),
+                Err(errno) => connection.send_failure = Some(errno),
             }
         }
         any
@@ -103,7 +100,7 @@ impl TcpFabric {
         match inbound.receive(&connection.socket, &mut self.staging, &mut delivery) {
             Ok(true) => connection.idle_polls = 0,
             Ok(false) => self.on_nothing(conn),
-            Err(reason) => self.close(conn, reason),
+            Err(broken) => self.close(conn, broken.into()),
         }
         self.connection(conn)
             .is_none_or(|connection| connection.idle_polls == 0)
@@ -114,8 +111,8 @@ impl TcpFabric {
             return;
         };
         connection.idle_polls += 1;
-        if let Some(reason) = connection.send_failure {
-            self.close(conn, reason);
+        if let Some(errno) = connection.send_failure {
+            self.close(conn, close_reason(errno));
         } else if connection.idle_polls > COOL_AFTER && connection.watch == Watch::Hot {
             self.watch(conn);
         }
@@ -152,8 +149,20 @@ impl TcpFabric {
         if received && self.hot.len() < HOT_MAX || connection.inbound.has_backlog() {
             self.warm(conn.index);
         } else if !received {
-            // It may be writable only, which nobody waits for while awake.
-            self.watch(conn);
+            self.on_false_alarm(conn);
+        }
+    }
+
+    /// Epoll found something that was not a frame: room to send, which nobody waits for while
+    /// awake, or the failure of a connection that is not read for want of receives.
+    fn on_false_alarm(&mut self, conn: ConnId) {
+        let failure = self
+            .connection(conn)
+            .filter(|connection| connection.inbound.is_starved())
+            .and_then(|connection| socket::take_error(&connection.socket).err());
+        match failure {
+            Some(errno) => self.close(conn, close_reason(errno)),
+            None => self.watch(conn),
         }
     }
 
@@ -189,7 +198,10 @@ impl TcpFabric {
         }
         connection.watch = Watch::Cold(interest);
         if watched.is_err() {
-            self.close(conn, CloseReason::Failed("epoll cannot take the connection"));
+            self.close(
+                conn,
+                CloseReason::Failed("epoll cannot take the connection"),
+            );
         }
     }
 

@@ -91,8 +91,8 @@ pub(super) fn local_addr(socket: impl AsFd) -> Result<Addr, Errno> {
     SocketAddr::try_from(name).map(Addr::Ip)
 }
 
-/// What became of a connection attempt.
-pub(super) fn connect_result(socket: impl AsFd) -> Result<(), Errno> {
+/// What went wrong with a socket, or with its attempt to connect.
+pub(super) fn take_error(socket: impl AsFd) -> Result<(), Errno> {
     sockopt::socket_error(socket)?
 }
 

@@ -52,7 +52,9 @@ mod tests {
         let from = Addr::Ip("127.0.0.1:9".parse().unwrap());
         let mut log = StrangerLog::default();
         let start = Nanos::from_secs(100);
-        let written = (0..100).filter(|_| log.dropped(from, "noise", start)).count();
+        let written = (0..100)
+            .filter(|_| log.dropped(from, "noise", start))
+            .count();
         assert_eq!(written, LINES_MAX as usize);
         assert!(log.dropped(from, "noise", start + WINDOW));
         assert_eq!(log.suppressed, 0);

@@ -134,9 +134,8 @@ impl<'a> Incoming<'a> {
 }
 
 fn result(returned: libc::ssize_t) -> Result<usize, Errno> {
-    usize::try_from(returned).map_err(|_| {
-        Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-    })
+    usize::try_from(returned)
+        .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 impl fmt::Debug for Pieces<'_> {

@@ -100,6 +100,12 @@ impl Watcher {
         self.ready[nth]
     }
 
+    /// What [`Watcher::raw_fd`] names.
+    #[cfg(test)]
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
     /// The descriptor that is readable when there is an event.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
