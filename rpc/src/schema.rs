@@ -240,15 +240,21 @@ impl Schema {
         text
     }
 
-    fn enumeration(&self, class: &str) -> Option<&Enum> {
+    /// The enum of that name.
+    #[must_use]
+    pub fn enumeration(&self, class: &str) -> Option<&Enum> {
         self.enums.iter().find(|entry| entry.name == class)
     }
 
-    fn object(&self, class: &str) -> Option<&Object> {
+    /// The object of that name.
+    #[must_use]
+    pub fn object(&self, class: &str) -> Option<&Object> {
         self.objects.iter().find(|entry| entry.name == class)
     }
 
-    fn array(&self, class: &str) -> Option<&Array> {
+    /// The array of that name.
+    #[must_use]
+    pub fn array(&self, class: &str) -> Option<&Array> {
         self.arrays.iter().find(|entry| entry.name == class)
     }
 
