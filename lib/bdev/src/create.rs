@@ -22,6 +22,14 @@ pub enum CreateError {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// A parameter asks for what this project does not have.
+    #[error("bdev {name}: {parameter} is not supported: there is no metadata and no DIF here")]
+    Unsupported {
+        /// The device.
+        name: String,
+        /// The parameter that must be zero, false or left out.
+        parameter: &'static str,
+    },
     /// The registry refused it, or its base.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -64,6 +72,7 @@ impl CreateError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Invalid { .. } => Errno::INVAL,
+            Self::Unsupported { .. } => Errno::OPNOTSUPP,
             Self::Registry(error) => error.errno(),
             Self::Memory(_) => Errno::NOMEM,
             Self::File { errno, .. } | Self::NoIoUring { errno } => *errno,
@@ -105,6 +114,23 @@ pub(crate) fn check_block_size(name: &str, block_size: u32) -> Result<(), Create
     }
     let reason = format!("a block of {block_size} bytes is not a power of two from 512 to 65536");
     Err(CreateError::invalid(name, reason))
+}
+
+/// SPDK's clients always send these, mostly as zero.
+pub(crate) fn check_no_metadata(
+    name: &str,
+    md_size: u32,
+    dif_type: u32,
+) -> Result<(), CreateError> {
+    let parameter = match (md_size, dif_type) {
+        (0, 0) => return Ok(()),
+        (0, _) => "dif_type",
+        _ => "md_size",
+    };
+    Err(CreateError::Unsupported {
+        name: name.to_owned(),
+        parameter,
+    })
 }
 
 /// Names appear in paths, on command lines and in messages.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::bdev::{Bdev, ConfigCall, Features, Geometry};
 use crate::channel::IoChannel;
 use crate::completions::Completions;
-use crate::create::{CreateError, check_name, checked_geometry, to_params};
+use crate::create::{CreateError, check_name, check_no_metadata, checked_geometry, to_params};
 use crate::io::{BdevIo, IoDone, IoOp};
 use crate::registry::Registry;
 
@@ -97,12 +97,7 @@ impl MallocBdev {
     pub fn new(memory: &Memory, mut options: MallocOptions) -> Result<Self, CreateError> {
         let name = options.name.clone().unwrap_or_default();
         check_name(&name)?;
-        if options.md_size != 0 || options.dif_type != 0 {
-            return Err(CreateError::invalid(
-                &name,
-                "metadata and DIF are not supported",
-            ));
-        }
+        check_no_metadata(&name, options.md_size, options.dif_type)?;
         let geometry = checked_geometry(
             &name,
             options.block_size,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::bdev::{Bdev, ConfigCall, Features, Geometry};
 use crate::channel::IoChannel;
 use crate::completions::Completions;
-use crate::create::{CreateError, check_name, checked_geometry, to_params};
+use crate::create::{CreateError, check_name, check_no_metadata, checked_geometry, to_params};
 use crate::io::{BdevIo, IoDone, IoOp};
 use crate::registry::Registry;
 
@@ -89,10 +89,7 @@ impl NullBdev {
     /// As there.
     pub fn new(mut options: NullOptions) -> Result<Self, CreateError> {
         check_name(&options.name)?;
-        if options.md_size != 0 || options.dif_type != 0 {
-            let reason = "metadata and DIF are not supported";
-            return Err(CreateError::invalid(&options.name, reason));
-        }
+        check_no_metadata(&options.name, options.md_size, options.dif_type)?;
         let geometry = checked_geometry(
             &options.name,
             options.block_size,

@@ -131,10 +131,6 @@ fn senseless_parameters_are_refused() {
             ..good.clone()
         },
         NullOptions {
-            md_size: 8,
-            ..good.clone()
-        },
-        NullOptions {
             name: String::new(),
             ..good.clone()
         },
@@ -147,6 +143,13 @@ fn senseless_parameters_are_refused() {
         let error = NullBdev::create(&rig.registry, options.clone()).unwrap_err();
         assert_eq!(error.errno(), Errno::INVAL, "{options:?}");
     }
+    let with_metadata = NullOptions {
+        md_size: 8,
+        ..good.clone()
+    };
+    let error = NullBdev::new(with_metadata).unwrap_err();
+    assert_eq!(error.errno(), Errno::OPNOTSUPP);
+    assert!(error.to_string().contains("md_size"), "{error}");
     let bdev = NullBdev::new(good).unwrap();
     assert_eq!(bdev.resize(0).unwrap_err().errno(), Errno::INVAL);
     assert_eq!(bdev.geometry().num_blocks, 64);
