@@ -1,3 +1,5 @@
+use std::net::TcpListener;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
@@ -49,22 +51,16 @@ impl Lab {
         })
     }
 
-    /// Lets `daemon` listen on a port that the system picks.
+    /// Lets `daemon` listen on a port that was free a moment ago. Not on port 0: a daemon that is
+    /// started again has to come back where it was.
     ///
     /// # Errors
     /// If it refuses.
     pub fn listen(daemon: &Daemon, traddr: &str) -> Result<u16> {
-        let address = json!({ "trtype": "TCP", "traddr": traddr, "trsvcid": "0" });
+        let port = TcpListener::bind((traddr, 0))?.local_addr()?.port();
+        let address = json!({ "trtype": "TCP", "traddr": traddr, "trsvcid": port.to_string() });
         daemon.call("rtrs_add_listener", json!({ "listen_address": address }))?;
-        let listeners = daemon.call("rtrs_get_listeners", Value::Null)?;
-        let last = listeners
-            .as_array()
-            .and_then(|all| all.last())
-            .context("a listener")?;
-        let port = last["listen_address"]["trsvcid"]
-            .as_str()
-            .context("its port")?;
-        Ok(port.parse()?)
+        Ok(port)
     }
 
     /// Exports a bdev to everybody.
