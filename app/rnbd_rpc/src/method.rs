@@ -89,7 +89,7 @@ pub(crate) fn command(schema: &'static Schema, method: &'static Method) -> Comma
 fn argument(schema: &'static Schema, option: MethodOption, all: &[MethodOption]) -> Arg {
     let arg = Arg::new(option.id())
         .long(option.flag())
-        .help(help(option.param));
+        .help(help(schema, option.param));
     let arg = with_underscores(arg, option);
     required(typed(schema, arg, option.param), option, all)
 }
@@ -193,8 +193,11 @@ fn required(arg: Arg, option: MethodOption, all: &[MethodOption]) -> Arg {
         .conflicts_with_all(others)
 }
 
-fn help(param: &Param) -> String {
+fn help(schema: &Schema, param: &Param) -> String {
     let mut text = plain(&param.description);
+    if let Some(members) = json_members(schema, param) {
+        let _ = write!(text, " [members: {members}]");
+    }
     if let Some(limits) = limits(param) {
         let _ = write!(text, " [{limits}]");
     }
@@ -210,6 +213,18 @@ fn help(param: &Param) -> String {
     text
 }
 
+/// The keys of an object, or of the objects of an array.
+fn json_members(schema: &Schema, param: &Param) -> Option<String> {
+    let class = param.class.as_deref()?;
+    let class = match param.kind {
+        Type::Array => schema.array(class)?.class.as_deref()?,
+        _ => class,
+    };
+    let fields = schema.object(class)?.fields.iter();
+    let names: Vec<&str> = fields.map(|field| field.name.as_str()).collect();
+    Some(names.join(", "))
+}
+
 /// What a parameter may be beyond what its type says.
 fn limits(param: &Param) -> Option<String> {
     if let Some(limit) = param.length_max {
@@ -221,7 +236,7 @@ fn limits(param: &Param) -> Option<String> {
     let (least, greatest) = param.kind.integer_range()?;
     let least = param.minimum.unwrap_or(least);
     match param.maximum {
-        None if greatest >= u64::from(u32::MAX) => Some(format!("at least {least}")),
+        None if greatest >= u64::from(i32::MAX.unsigned_abs()) => Some(format!("at least {least}")),
         greatest_set => {
             let greatest = greatest_set.unwrap_or(greatest);
             Some(format!("{least} to {greatest}"))

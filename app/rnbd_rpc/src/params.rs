@@ -43,15 +43,15 @@ fn given(option: MethodOption, arguments: &ArgMatches) -> Option<Value> {
 
 fn put(params: &mut Map<String, Value>, option: MethodOption, value: Value) {
     let name = option.param.name.clone();
-    match option.owner {
-        Some(owner) => {
-            params
-                .entry(&owner.name)
-                .or_insert_with(|| Value::Object(Map::new()))[name] = value;
-        }
-        None => {
-            params.insert(name, value);
-        }
+    let Some(owner) = option.owner else {
+        params.insert(name, value);
+        return;
+    };
+    let object = params
+        .entry(&owner.name)
+        .or_insert_with(|| Value::Object(Map::new()));
+    if let Some(members) = object.as_object_mut() {
+        members.insert(name, value);
     }
 }
 

@@ -21,7 +21,7 @@ struct Sample {
     reactors: Vec<Reactor>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct Reactor {
     lcore: u32,
     busy: f64,
@@ -33,7 +33,7 @@ struct Reactor {
     lw_threads: Vec<Thread>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct Thread {
     name: String,
     elapsed: f64,
@@ -51,40 +51,46 @@ pub(super) fn arguments(command: Command) -> Command {
 }
 
 pub(super) fn run(server: &mut Server, arguments: &ArgMatches) -> Result<Report> {
-    let interval = arguments.get_one::<Duration>("interval");
-    let first = match interval.copied().unwrap_or_default() {
+    let interval = arguments.get_one::<Duration>("interval").copied();
+    let begin = match interval.unwrap_or_default() {
         Duration::ZERO => None,
-        interval => {
-            let begin = Instant::now();
-            let first: Sample = server.read(REACTORS)?;
-            std::thread::sleep(interval);
-            Some((first, begin))
-        }
+        interval => Some(Begin::take(server, interval)?),
     };
     let mut json = server.call(REACTORS, None)?;
     let last: Sample = parse(REACTORS, &json)?;
-    let loads: Vec<Load> = match &first {
-        Some((first, begin)) => {
-            let elapsed = begin.elapsed().as_secs_f64();
-            let before = |reactor: &Reactor| first.reactor(reactor.lcore);
-            let reactors = last.reactors.iter();
-            reactors
-                .map(|reactor| Load::of(reactor, before(reactor), elapsed))
-                .collect()
-        }
-        None => {
-            let reactors = last.reactors.iter();
-            reactors
-                .map(|reactor| Load::of(reactor, None, reactor.age(last.tick_rate)))
-                .collect()
-        }
+    let load = |reactor: &Reactor| match &begin {
+        Some(begin) => begin.load_until(reactor),
+        None => Load::of(reactor, None, reactor.age(last.tick_rate)),
     };
+    let loads: Vec<Load> = last.reactors.iter().map(load).collect();
     add_loads(&mut json, &loads);
     let mut table = Table::new(&[">CORE", "MODE", ">BUSY %", ">CPU %", ">THREADS", "NAMES"]);
     for (reactor, load) in last.reactors.iter().zip(&loads) {
         table.row(row(reactor, load));
     }
     Ok(Report { json, table })
+}
+
+/// The first of two samples.
+struct Begin {
+    sample: Sample,
+    taken: Instant,
+}
+
+impl Begin {
+    /// Takes it and lets `interval` pass.
+    fn take(server: &mut Server, interval: Duration) -> Result<Self> {
+        let taken = Instant::now();
+        let sample = server.read(REACTORS)?;
+        std::thread::sleep(interval);
+        Ok(Self { sample, taken })
+    }
+
+    fn load_until(&self, now: &Reactor) -> Load {
+        let mut reactors = self.sample.reactors.iter();
+        let before = reactors.find(|before| before.lcore == now.lcore);
+        Load::of(now, before, self.taken.elapsed().as_secs_f64())
+    }
 }
 
 /// How much of a time was used, in percent.
@@ -110,12 +116,6 @@ impl Load {
     }
 }
 
-impl Sample {
-    fn reactor(&self, lcore: u32) -> Option<&Reactor> {
-        self.reactors.iter().find(|reactor| reactor.lcore == lcore)
-    }
-}
-
 impl Reactor {
     /// Seconds since its first thread was made.
     fn age(&self, tick_rate: f64) -> f64 {
@@ -125,8 +125,8 @@ impl Reactor {
 }
 
 fn add_loads(json: &mut Value, loads: &[Load]) {
-    let reactors = json["reactors"].as_array_mut().into_iter().flatten();
-    for (reactor, load) in reactors.zip(loads) {
+    let reactors = json.get_mut("reactors").and_then(Value::as_array_mut);
+    for (reactor, load) in reactors.into_iter().flatten().zip(loads) {
         reactor["busy_percent"] = json!(load.busy);
         reactor["cpu_percent"] = json!(load.cpu);
     }

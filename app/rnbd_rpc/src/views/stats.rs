@@ -30,7 +30,8 @@ pub(crate) fn add_path_stats(owners: &mut Value, counted: &Value, key: &str) {
         let Some(counted) = elements(counted).find(|counted| counted[key] == name) else {
             continue;
         };
-        for path in owner["paths"].as_array_mut().into_iter().flatten() {
+        let paths = owner.get_mut("paths").and_then(Value::as_array_mut);
+        for path in paths.into_iter().flatten() {
             let stats = elements(&counted["paths"]).find(|stats| is_same_path(path, stats));
             if let (Some(stats), Some(path)) = (stats, path.as_object_mut()) {
                 path.insert("stats".to_owned(), Value::Object(counters(stats)));
@@ -43,9 +44,12 @@ fn elements(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Only the initiator numbers its paths.
+/// The initiator numbers its paths; their names change as they are lost and come back.
 fn is_same_path(one: &Value, other: &Value) -> bool {
-    one["path"] == other["path"] && one.get("path_id") == other.get("path_id")
+    match (one.get("path_id"), other.get("path_id")) {
+        (Some(one), Some(other)) => one == other,
+        _ => one["path"] == other["path"],
+    }
 }
 
 fn counters(stats: &Value) -> Map<String, Value> {
@@ -62,10 +66,19 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn paths_without_numbers_are_told_apart_by_their_names() {
+        let mut sessions = json!([{"sessname": "a", "paths": [{"path": "x@y"}, {"path": "x@z"}]}]);
+        let counted = json!([{"sessname": "a", "paths": [{"path": "x@z", "inflights": 1}]}]);
+        add_path_stats(&mut sessions, &counted, "sessname");
+        assert_eq!(sessions[0]["paths"][0].get("stats"), None);
+        assert_eq!(sessions[0]["paths"][1]["stats"], json!({"inflights": 1}));
+    }
+
+    #[test]
     fn each_path_gets_its_own_counters() {
         let mut controllers = json!([
             {"name": "a", "paths": [{"path": "x@y", "path_id": 0}, {"path": "x@y", "path_id": 1}]},
-            {"name": "b", "paths": [{"path": "x@y", "path_id": 0}]},
+            {"name": "b", "paths": [{"path": "y", "path_id": 0}]},
         ]);
         let counted = json!([
             {"name": "b", "paths": [{"path": "x@y", "path_id": 0, "inflights": 3}]},

@@ -90,6 +90,15 @@ fn help_comes_from_the_schema_and_needs_no_server() {
 }
 
 #[test]
+fn help_tells_what_json_is_made_of() {
+    let arguments = ["bdev_rnbd_attach_controller", "--help"];
+    let help = run(program().args(arguments), "").ok();
+    let words: Vec<&str> = help.split_whitespace().collect();
+    let members = "[members: device_path, access_mode, bdev_name]";
+    assert!(words.join(" ").contains(members), "{help}");
+}
+
+#[test]
 fn methods_are_listed_by_what_their_names_contain() {
     let list = run(program().args(["methods", "malloc"]), "").ok();
     let names = list
