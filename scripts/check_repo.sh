@@ -16,7 +16,7 @@ while IFS= read -r hit; do
 done < <(git grep -nE 'todo!\(|unimplemented!\(|FIXME|XXX|#\[ignore' -- '*.rs' '*.sh' '*.py' ':!scripts/check_repo.sh')
 
 # `unsafe` lives in the modules named here and nowhere else.
-allowed='^(lib/mem/src/(span|mapping)\.rs|lib/fabric/src/tcp/sys\.rs|lib/bdev/src/uring/|reactor/src/|lib/nbd/src/sys\.rs|.*/(tests|benches|examples)/)'
+allowed='^(lib/mem/src/(span|mapping)\.rs|lib/fabric/src/tcp/sys\.rs|lib/bdev/src/(uring/|testing\.rs)|lib/fabric/src/conformance/backpressure\.rs|reactor/src/|lib/nbd/src/sys\.rs|.*/(tests|benches|examples)/)'
 while IFS= read -r file; do
     [[ $file =~ $allowed ]] || complain "$file: unsafe is not expected here"
 done < <(git grep -lE '\bunsafe (impl|fn|\{|extern)' -- '*.rs')
@@ -24,7 +24,7 @@ done < <(git grep -lE '\bunsafe (impl|fn|\{|extern)' -- '*.rs')
 # Which crate may depend on which of ours; everything else is an arrow pointing the wrong way.
 declare -A arrows=(
     [lib/base]=""
-    [lib/wire]=""
+    [lib/wire]="base"
     [lib/mem]=""
     [lib/fabric]="base mem"
     [lib/bdev]="base mem"
@@ -33,7 +33,7 @@ declare -A arrows=(
     [lib/nbd]="base bdev mem"
     [bdev_rnbd]="base bdev fabric mem proto rtrs wire"
     [reactor]="base"
-    [rpc]=""
+    [rpc]="base"
 )
 for crate in "${!arrows[@]}"; do
     deps=$(sed -n '/^\[dependencies\]/,/^\[/s/^rnbd-\([a-z]*\)\b.*/\1/p' "$crate/Cargo.toml")
