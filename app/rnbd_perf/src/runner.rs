@@ -1,0 +1,149 @@
+//! Puts jobs on their cores and waits for them.
+
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use futures_util::future::{Either, join_all, pending, select};
+use futures_util::pin_mut;
+use rnbd_bdev::Desc;
+use rnbd_framework::Env;
+use rnbd_mem::Pages;
+use rnbd_reactor::ThreadId;
+
+use crate::job::{Job, JobProgress, JobResult, OnDone};
+use crate::live::Live;
+use crate::spec::{JobSpec, Range};
+
+/// A job that can start: all that may fail has been done.
+struct Prepared {
+    spec: JobSpec,
+    range: Range,
+    desc: Desc,
+}
+
+/// Runs all jobs, together, to their end. A signal ends them early.
+///
+/// # Errors
+/// What keeps a job from starting; then none is started.
+pub(crate) async fn run(
+    env: &Env,
+    specs: Vec<JobSpec>,
+    live: &mut Live,
+    out: &mut impl Write,
+) -> anyhow::Result<Vec<JobResult>> {
+    let prepared: Vec<Prepared> = specs
+        .into_iter()
+        .map(|spec| prepare(env, spec))
+        .collect::<anyhow::Result<_>>()?;
+    let (mut jobs, mut progress, mut results) = (Vec::new(), Vec::new(), Vec::new());
+    for job in &prepared {
+        let (on_done, result) = rnbd_framework::reply();
+        let job_progress = Arc::new(JobProgress::default());
+        jobs.push(make_job(env, job, Arc::clone(&job_progress), on_done)?);
+        progress.push(job_progress);
+        results.push(result);
+    }
+    let threads = start(env, jobs);
+    let results = watch(env, join_all(results), &progress, live, out).await?;
+    end(env, threads).await;
+    let results: Option<Vec<JobResult>> = results.into_iter().collect();
+    results.context("a reactor has stopped under its job")
+}
+
+/// A light thread for each job, so that the accounting tells them apart.
+fn start(env: &Env, jobs: Vec<Job>) -> Vec<ThreadId> {
+    let start_one = |(index, job): (usize, Job)| {
+        let name = format!("perf_{index}");
+        let thread = env.reactors().create_thread(job.core(), &name);
+        let bdev = job.bdev().to_owned();
+        env.reactors()
+            .add_poller(thread, &bdev, None, Box::new(job));
+        thread
+    };
+    jobs.into_iter().enumerate().map(start_one).collect()
+}
+
+/// What comes back from the cores, the jobs with their buffers, is freed here and not there.
+async fn end(env: &Env, threads: Vec<ThreadId>) {
+    for thread in threads {
+        let (on_destroyed, destroyed) = rnbd_framework::reply();
+        env.reactors().destroy_thread(thread, on_destroyed);
+        drop(destroyed.await);
+    }
+}
+
+fn prepare(env: &Env, spec: JobSpec) -> anyhow::Result<Prepared> {
+    let desc = env.bdevs().open(&spec.bdev, spec.writes())?;
+    let geometry = desc.geometry();
+    let range = spec
+        .range(geometry.block_size, geometry.num_blocks)
+        .map_err(|reason| anyhow!(reason))?;
+    Ok(Prepared { spec, range, desc })
+}
+
+fn make_job(
+    env: &Env,
+    prepared: &Prepared,
+    progress: Arc<JobProgress>,
+    on_done: OnDone,
+) -> anyhow::Result<Job> {
+    let Prepared { spec, range, desc } = prepared;
+    let channel = desc
+        .open_channel(spec.core, spec.depth)
+        .with_context(|| format!("bdev {} gives no channel", spec.bdev))?;
+    let bytes = spec.depth as usize * spec.io_bytes as usize;
+    let owner = format!("job {}", spec.bdev);
+    let buffers = env.memory().alloc(&owner, bytes, Pages::PreferHuge)?;
+    Ok(Job::new(
+        spec.clone(),
+        *range,
+        channel,
+        buffers,
+        progress,
+        on_done,
+    ))
+}
+
+/// Prints lines until `work` is done; the first signal tells the jobs to stop.
+async fn watch<F: Future>(
+    env: &Env,
+    work: F,
+    jobs: &[Arc<JobProgress>],
+    live: &mut Live,
+    out: &mut impl Write,
+) -> anyhow::Result<F::Output> {
+    let stop_on_signal = async {
+        env.stopped().await;
+        for job in jobs {
+            job.stop.store(true, Ordering::Relaxed);
+        }
+        pending::<Infallible>().await
+    };
+    let lines = print_lines(env, jobs, live, out);
+    pin_mut!(work, stop_on_signal, lines);
+    match select(work, select(stop_on_signal, lines)).await {
+        Either::Left((results, _)) => Ok(results),
+        Either::Right((Either::Left((never, _)), _)) => match never {},
+        Either::Right((Either::Right((error, _)), _)) => Err(error.into()),
+    }
+}
+
+/// Goes on until a line cannot be printed.
+async fn print_lines(
+    env: &Env,
+    jobs: &[Arc<JobProgress>],
+    live: &mut Live,
+    out: &mut impl Write,
+) -> io::Error {
+    loop {
+        let since = Instant::now();
+        env.handle().sleep(live.period).await;
+        if let Err(error) = live.tick(jobs, since.elapsed(), out) {
+            return error;
+        }
+    }
+}
