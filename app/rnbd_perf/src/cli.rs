@@ -9,7 +9,8 @@ use crate::workload::Workload;
 /// Loads bdevs with I/O, measures it, and verifies it.
 ///
 /// Letters, table and names are bdevperf's. Bdevs come from a configuration (-c), or from
-/// --attach. The exit status is 0 only if every I/O succeeded and every byte was right.
+/// --attach. The exit status is 0 only if it ran to its end, every I/O succeeded, and every byte was
+/// right.
 #[derive(Parser, Debug)]
 #[command(version)]
 pub(crate) struct Cli {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fastrand::Rng;
 use rnbd_base::{CoreIndex, Errno, Nanos, Poll, Progress};
-use rnbd_bdev::{BdevIo, Channel, IoDone, IoOp};
+use rnbd_bdev::{BdevIo, Channel, Desc, IoDone, IoOp};
 use rnbd_mem::{Buffer, Span};
 
 use crate::ledger::{Ledger, Mismatch};
@@ -40,6 +40,7 @@ const RETRY_INTERVAL: Nanos = Nanos::from_micros(100);
 /// What a job and those who watch it share. One writer each, so no atomic arithmetic.
 #[derive(Debug, Default)]
 pub(crate) struct JobProgress {
+    /// I/Os that succeeded, and their bytes, measured or not.
     pub(crate) ios: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) stop: AtomicBool,
@@ -99,6 +100,8 @@ struct Slot {
 pub(crate) struct Job {
     // Dropped first: until the device has let go, it may use the buffers.
     channel: Channel,
+    // Kept so that the device counts as open, for writing if the job writes.
+    _desc: Desc,
     spec: JobSpec,
     range: Range,
     phase: Phase,
@@ -116,6 +119,8 @@ pub(crate) struct Job {
     rng: Rng,
     retry_at: Option<Nanos>,
     next_timeout_check: Nanos,
+    /// I/Os and bytes of all phases.
+    moved: (u64, u64),
     tally: Tally,
     status: Status,
     verified_blocks: u64,
@@ -126,10 +131,12 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// A job on `channel`, whose depth is at least the job's. `buffers` has room for all I/Os.
+    /// A job on `channel` of `desc`, whose depth is at least the job's. `buffers` has room for all
+    /// I/Os.
     pub(crate) fn new(
         spec: JobSpec,
         range: Range,
+        desc: Desc,
         channel: Channel,
         buffers: Buffer,
         progress: Arc<JobProgress>,
@@ -158,12 +165,14 @@ impl Job {
             pass: 0,
             retry_at: None,
             next_timeout_check: Nanos::ZERO,
+            moved: (0, 0),
             tally: Tally::new(),
             status: Status::Finished,
             verified_blocks: 0,
             mismatch_count: 0,
             report_to: Some(on_done),
             channel,
+            _desc: desc,
             spec,
             range,
             buffers,
@@ -382,12 +391,17 @@ impl Job {
         let latency = now.since(slot.submitted);
         self.count_timeout(slot_index, latency);
         match result {
-            Ok(()) if slot.is_measured => {
-                let bytes = self.bytes_of(slot.action);
-                self.tally.succeeded(slot.action, bytes, latency);
-            }
-            Ok(()) => {}
+            Ok(()) => self.on_success(&slot, latency),
             Err(errno) => self.on_failure(errno),
+        }
+    }
+
+    fn on_success(&mut self, slot: &Slot, latency: Nanos) {
+        let bytes = self.bytes_of(slot.action);
+        self.moved.0 += 1;
+        self.moved.1 += bytes;
+        if slot.is_measured {
+            self.tally.succeeded(slot.action, bytes, latency);
         }
     }
 
@@ -476,10 +490,9 @@ impl Job {
     }
 
     fn publish(&self) {
-        self.progress.ios.store(self.tally.ios(), Ordering::Relaxed);
-        self.progress
-            .bytes
-            .store(self.tally.bytes, Ordering::Relaxed);
+        let (ios, bytes) = self.moved;
+        self.progress.ios.store(ios, Ordering::Relaxed);
+        self.progress.bytes.store(bytes, Ordering::Relaxed);
     }
 }
 

@@ -54,9 +54,10 @@ async fn perform(env: &Env, cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..));
     let specs = plan(env, cli, seed)?;
-    announce(cli, &specs, seed, &mut out)?;
-    let mut live = live(cli);
-    let results = runner::run(env, specs, &mut live, &mut out).await?;
+    let verifies = specs.iter().any(|spec| spec.verify);
+    let jobs = runner::prepare(env, specs)?;
+    announce(cli, verifies.then_some(seed), &mut out)?;
+    let results = jobs.run(env, &mut live(cli), &mut out).await?;
     report::print(&results, LatencyDetail::from_count(cli.latency), &mut out)?;
     write_files(cli, &results)?;
     Ok(exit_code(&results))
@@ -98,8 +99,8 @@ fn bdevs(env: &Env, cli: &Cli) -> Vec<String> {
     unclaimed.map(|info| info.bdev.name().to_owned()).collect()
 }
 
-fn announce(cli: &Cli, specs: &[JobSpec], seed: u64, out: &mut impl Write) -> anyhow::Result<()> {
-    if specs.iter().any(|spec| spec.verify) {
+fn announce(cli: &Cli, verified: Option<u64>, out: &mut impl Write) -> anyhow::Result<()> {
+    if let Some(seed) = verified {
         writeln!(out, "Verifying data; seed {seed}")?;
     }
     writeln!(out, "Running I/O for {} seconds...", cli.seconds)?;
@@ -135,7 +136,7 @@ fn write_files(cli: &Cli, results: &[JobResult]) -> anyhow::Result<()> {
 /// Wrong data is never forgiven; failed I/O is with `-f`, where it does not make a job fail.
 fn exit_code(results: &[JobResult]) -> ExitCode {
     let is_good =
-        |result: &JobResult| result.status != Status::Failed && result.mismatch_count == 0;
+        |result: &JobResult| result.status == Status::Finished && result.mismatch_count == 0;
     if results.iter().all(is_good) {
         ExitCode::SUCCESS
     } else {

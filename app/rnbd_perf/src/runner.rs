@@ -9,49 +9,83 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use futures_util::future::{Either, join_all, pending, select};
 use futures_util::pin_mut;
-use rnbd_bdev::Desc;
 use rnbd_framework::Env;
 use rnbd_mem::Pages;
 use rnbd_reactor::ThreadId;
 
 use crate::job::{Job, JobProgress, JobResult, OnDone};
 use crate::live::Live;
-use crate::spec::{JobSpec, Range};
+use crate::spec::JobSpec;
 
-/// A job that can start: all that may fail has been done.
-struct Prepared {
-    spec: JobSpec,
-    range: Range,
-    desc: Desc,
+/// Jobs that wait for their cores.
+pub(crate) struct Jobs<R> {
+    jobs: Vec<Job>,
+    progress: Vec<Arc<JobProgress>>,
+    results: Vec<R>,
 }
 
-/// Runs all jobs, together, to their end. A signal ends them early.
+/// Opens the devices and makes the jobs.
 ///
 /// # Errors
-/// What keeps a job from starting; then none is started.
-pub(crate) async fn run(
+/// What keeps one of them from starting.
+pub(crate) fn prepare(
     env: &Env,
     specs: Vec<JobSpec>,
-    live: &mut Live,
-    out: &mut impl Write,
-) -> anyhow::Result<Vec<JobResult>> {
-    let prepared: Vec<Prepared> = specs
-        .into_iter()
-        .map(|spec| prepare(env, spec))
-        .collect::<anyhow::Result<_>>()?;
+) -> anyhow::Result<Jobs<impl Future<Output = Option<JobResult>> + use<>>> {
     let (mut jobs, mut progress, mut results) = (Vec::new(), Vec::new(), Vec::new());
-    for job in &prepared {
+    for spec in specs {
         let (on_done, result) = rnbd_framework::reply();
         let job_progress = Arc::new(JobProgress::default());
-        jobs.push(make_job(env, job, Arc::clone(&job_progress), on_done)?);
+        jobs.push(make_job(env, spec, Arc::clone(&job_progress), on_done)?);
         progress.push(job_progress);
         results.push(result);
     }
-    let threads = start(env, jobs);
-    let results = watch(env, join_all(results), &progress, live, out).await?;
-    end(env, threads).await;
-    let results: Option<Vec<JobResult>> = results.into_iter().collect();
-    results.context("a reactor has stopped under its job")
+    Ok(Jobs {
+        jobs,
+        progress,
+        results,
+    })
+}
+
+fn make_job(
+    env: &Env,
+    spec: JobSpec,
+    progress: Arc<JobProgress>,
+    on_done: OnDone,
+) -> anyhow::Result<Job> {
+    let desc = env.bdevs().open(&spec.bdev, spec.writes())?;
+    let geometry = desc.geometry();
+    let range = spec
+        .range(geometry.block_size, geometry.num_blocks)
+        .map_err(|reason| anyhow!(reason))?;
+    let channel = desc
+        .open_channel(spec.core, spec.depth)
+        .with_context(|| format!("bdev {} gives no channel", spec.bdev))?;
+    let bytes = spec.depth as usize * spec.io_bytes as usize;
+    let owner = format!("job {}", spec.bdev);
+    let buffers = env.memory().alloc(&owner, bytes, Pages::PreferHuge)?;
+    Ok(Job::new(
+        spec, range, desc, channel, buffers, progress, on_done,
+    ))
+}
+
+impl<R: Future<Output = Option<JobResult>>> Jobs<R> {
+    /// Runs all of them, together, to their end. A signal ends them early.
+    ///
+    /// # Errors
+    /// A line could not be printed, or a core has gone.
+    pub(crate) async fn run(
+        self,
+        env: &Env,
+        live: &mut Live,
+        out: &mut impl Write,
+    ) -> anyhow::Result<Vec<JobResult>> {
+        let threads = start(env, self.jobs);
+        let results = watch(env, join_all(self.results), &self.progress, live, out).await?;
+        end(env, threads).await;
+        let results: Option<Vec<JobResult>> = results.into_iter().collect();
+        results.context("a reactor has stopped under its job")
+    }
 }
 
 /// A light thread for each job, so that the accounting tells them apart.
@@ -74,38 +108,6 @@ async fn end(env: &Env, threads: Vec<ThreadId>) {
         env.reactors().destroy_thread(thread, on_destroyed);
         drop(destroyed.await);
     }
-}
-
-fn prepare(env: &Env, spec: JobSpec) -> anyhow::Result<Prepared> {
-    let desc = env.bdevs().open(&spec.bdev, spec.writes())?;
-    let geometry = desc.geometry();
-    let range = spec
-        .range(geometry.block_size, geometry.num_blocks)
-        .map_err(|reason| anyhow!(reason))?;
-    Ok(Prepared { spec, range, desc })
-}
-
-fn make_job(
-    env: &Env,
-    prepared: &Prepared,
-    progress: Arc<JobProgress>,
-    on_done: OnDone,
-) -> anyhow::Result<Job> {
-    let Prepared { spec, range, desc } = prepared;
-    let channel = desc
-        .open_channel(spec.core, spec.depth)
-        .with_context(|| format!("bdev {} gives no channel", spec.bdev))?;
-    let bytes = spec.depth as usize * spec.io_bytes as usize;
-    let owner = format!("job {}", spec.bdev);
-    let buffers = env.memory().alloc(&owner, bytes, Pages::PreferHuge)?;
-    Ok(Job::new(
-        spec.clone(),
-        *range,
-        channel,
-        buffers,
-        progress,
-        on_done,
-    ))
 }
 
 /// Prints lines until `work` is done; the first signal tells the jobs to stop.

@@ -70,6 +70,7 @@ impl Lab {
         let job = Job::new(
             spec.clone(),
             range,
+            desc,
             channel_to_bdev,
             buffers,
             Arc::clone(&progress),
