@@ -251,6 +251,12 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_all_options() {
+        let tables = rnbd_docs::option_tables(&root(Schema::builtin()), &Command::new("none"));
+        rnbd_docs::assert_generated("docs/options.md", "rnbd_rpc", &tables);
+    }
+
+    #[test]
     fn every_method_is_a_command() {
         let root = root(Schema::builtin());
         for method in &Schema::builtin().methods {

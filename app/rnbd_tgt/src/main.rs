@@ -25,3 +25,16 @@ fn main() -> ExitCode {
         Ok(ExitCode::SUCCESS)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory};
+
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_all_options() {
+        let tables = rnbd_docs::option_tables(&Cli::command(), &Command::new("none"));
+        rnbd_docs::assert_generated("docs/options.md", "rnbd_tgt", &tables);
+    }
+}
