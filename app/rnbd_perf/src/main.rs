@@ -53,11 +53,11 @@ async fn perform(env: &Env, cli: &Cli) -> anyhow::Result<ExitCode> {
         attach.run(env, index).await?;
     }
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..));
-    let specs = plan(env, cli, seed)?;
+    let specs = plan_jobs(env, cli, seed)?;
     let verifies = specs.iter().any(|spec| spec.verify);
     let jobs = runner::prepare(env, specs)?;
     announce(cli, verifies.then_some(seed), &mut out)?;
-    let results = jobs.run(env, &mut live(cli), &mut out).await?;
+    let results = jobs.run(env, &mut live_output(cli), &mut out).await?;
     report::print(&results, LatencyDetail::from_count(cli.latency), &mut out)?;
     write_files(cli, &results)?;
     Ok(exit_code(&results))
@@ -72,7 +72,7 @@ fn text_output(cli: &Cli) -> Box<dyn Write> {
     }
 }
 
-fn plan(env: &Env, cli: &Cli, seed: u64) -> anyhow::Result<Vec<JobSpec>> {
+fn plan_jobs(env: &Env, cli: &Cli, seed: u64) -> anyhow::Result<Vec<JobSpec>> {
     let core = |index| Core {
         index,
         lcore: env.reactors().lcore(index),
@@ -107,7 +107,7 @@ fn announce(cli: &Cli, verified: Option<u64>, out: &mut impl Write) -> anyhow::R
     Ok(out.flush()?)
 }
 
-fn live(cli: &Cli) -> Live {
+fn live_output(cli: &Cli) -> Live {
     let period = cli.report_seconds.map(Duration::from_secs);
     Live::new(
         period,
