@@ -1,5 +1,7 @@
 //! The methods as a program serves them, without its socket.
 
+mod metrics;
+
 use std::future::Future;
 use std::rc::Rc;
 
