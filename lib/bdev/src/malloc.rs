@@ -60,8 +60,9 @@ pub struct MallocOptions {
 
 /// A disk in memory.
 ///
-/// I/O is copying, done when it is submitted; it completes at the next poll. Unmap and
-/// write-zeroes both clear the blocks and keep their memory.
+/// All its memory is resident from the start, so that no I/O waits for a page. I/O is copying, done
+/// when it is submitted; it completes at the next poll. Unmap and write-zeroes both clear the
+/// blocks and keep their memory.
 #[derive(Debug)]
 pub struct MallocBdev {
     name: String,
@@ -106,7 +107,9 @@ impl MallocBdev {
         )?;
         let bytes = usize::try_from(geometry.bytes())
             .map_err(|_| CreateError::invalid(&name, "it does not fit the address space"))?;
-        let content = memory.alloc(&format!("bdev {name}"), bytes, Pages::PreferHuge)?;
+        let owner = format!("bdev {name}");
+        let content = memory.alloc(&owner, bytes, Pages::PreferHuge)?;
+        content.populate(&owner)?;
         let span = content
             .span()
             .slice(0, bytes)

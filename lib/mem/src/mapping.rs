@@ -5,6 +5,8 @@ use std::ptr::NonNull;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
+use crate::span::Span;
+
 /// What a buffer's pages should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pages {
@@ -124,6 +126,15 @@ impl Mapping {
             Err(last_errno())
         }
     }
+}
+
+/// Makes all pages of a buffer resident now, so that nobody waits for them later.
+///
+/// # Errors
+/// Out of memory; kernels before 5.14 do not know how and say so.
+pub(crate) fn populate(span: &Span) -> Result<(), Errno> {
+    // SAFETY: the span is a whole mapping of ours; its pages are faulted in, its content is kept.
+    unsafe { madvise(span.as_ptr().cast(), span.len(), Advice::LinuxPopulateWrite) }
 }
 
 fn last_errno() -> Errno {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::mapping::{Mapping, PageSize, Pages};
+use crate::mapping::{Mapping, PageSize, Pages, populate};
 use crate::span::{MappingId, Span};
 
 /// How much memory a process may take, and of which kind.
@@ -343,6 +343,23 @@ impl Buffer {
         self.span
     }
 
+    /// Makes all its pages resident, which may take a second per few gigabytes. For memory that a
+    /// core will touch at random: a page fault there costs more than the I/O that runs into it.
+    ///
+    /// # Errors
+    /// [`MemoryError::Kernel`] if the machine has not that much memory. Kernels before 5.14 cannot
+    /// do this; pages are then faulted in as they are touched.
+    pub fn populate(&self, owner: &str) -> Result<(), MemoryError> {
+        match populate(&self.span) {
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(errno) => Err(MemoryError::Kernel {
+                owner: owner.to_owned(),
+                wanted_bytes: self.span.len() as u64,
+                errno,
+            }),
+        }
+    }
+
     /// What its pages are.
     #[must_use]
     pub fn page_size(&self) -> PageSize {
@@ -423,6 +440,28 @@ mod tests {
         let again = memory.alloc("b", 4096, Pages::Small).unwrap();
         assert_eq!(again.span().addr(), addr);
         assert!(again.span().is_zeroed());
+    }
+
+    #[test]
+    fn a_populated_buffer_is_resident_and_still_zeroed() {
+        let resident_kib = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("VmRSS:"))
+                .unwrap();
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let memory = small(1 << 30);
+        let buffer = memory.alloc("a", 64 << 20, Pages::Small).unwrap();
+        let before = resident_kib();
+        buffer.populate("a").unwrap();
+        assert!(resident_kib() >= before + (60 << 10));
+        assert!(buffer.span().is_zeroed());
     }
 
     #[test]
