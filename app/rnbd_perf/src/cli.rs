@@ -114,11 +114,20 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args;
+
     use super::*;
 
     #[test]
     fn no_letter_is_used_twice() {
         Cli::unambiguous_command().debug_assert();
+    }
+
+    #[test]
+    fn the_documentation_lists_all_options() {
+        let shared = rnbd_framework::Options::augment_args(clap::Command::new("shared"));
+        let tables = rnbd_docs::option_tables(&Cli::unambiguous_command(), &shared);
+        rnbd_docs::assert_generated("docs/options.md", "rnbd_perf", &tables);
     }
 
     #[test]
