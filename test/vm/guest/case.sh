@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs in the guest: case.sh FILE. Runs that case; any command that fails is its end.
+# shellcheck source=/dev/null
+source "$(dirname "$0")/helpers.sh"
+source "$1"
+set -euo pipefail
+run

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs in the guest, as its first process: session.sh LIMIT COMMAND…
+# Brings up two soft-RoCE devices, runs the command for at most LIMIT seconds (0: on the console, for
+# as long as it likes), leaves its output, its status and the kernel's log in the job folder, and
+# switches the machine off.
+set -u
+job=/run/job
+limit=$1
+shift
+
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+ulimit -l unlimited
+ulimit -n 65536
+hostname guest
+ln -s /proc/self/fd /dev/fd
+ip link set lo up
+
+# rxe_device NUMBER: rxe attaches to no loopback device, but to a dummy one.
+rxe_device() {
+    ip link add "d$1" type dummy &&
+        ip address add "10.9.$1.1/24" dev "d$1" &&
+        ip link set "d$1" up &&
+        rdma link add "rxe$1" type rxe netdev "d$1"
+}
+
+# rxe looks for crc32 when it loads and does not load the module by itself.
+modprobe -a crc32_generic rdma_rxe rdma_cm rdma_ucm ib_uverbs &&
+    rxe_device 0 && rxe_device 1 || echo "soft-RoCE did not come up" >&2
+
+if [ "$limit" = 0 ]; then
+    setsid --ctty --wait "$@" <>/dev/ttyS0 >&0 2>&1
+else
+    timeout --kill-after=5 "$limit" "$@" >"$job/output.log" 2>&1 </dev/null
+fi
+status=$?
+
+if [ $status = 124 ] || [ $status = 137 ]; then
+    echo "not done after $limit s; blocked tasks are in dmesg.log" >>"$job/output.log"
+    echo w >/proc/sysrq-trigger
+fi
+dmesg >"$job/dmesg.log"
+echo $status >"$job/status"
+busybox poweroff -f
