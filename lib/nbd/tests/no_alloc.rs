@@ -4,50 +4,12 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rnbd_base::{Nanos, Poll};
 use rnbd_nbd::NbdServer;
 use support::{FLUSH, FUA, READ, Setup, TRIM, WRITE, WRITE_ZEROES, option, request};
-
-/// Counts what is allocated and freed while it is armed.
-struct Counting;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if ARMED.load(Ordering::Relaxed) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Polls until the client has `reply.len()` bytes.
 fn exchange(server: &mut NbdServer, client: &mut UnixStream, bytes: &[u8], reply: &mut [u8]) {
@@ -83,12 +45,13 @@ fn requests_are_served_without_an_allocation() {
         (request(0, FLUSH, 5, 0, 0), 16),
         (request(0, READ, 6, 1, 1), 26),
     ];
-    ARMED.store(true, Ordering::Relaxed);
-    for _ in 0..50 {
-        for (bytes, reply_bytes) in &exchanges {
-            exchange(&mut server, &mut client, bytes, &mut reply[..*reply_bytes]);
+    // Of this thread only: the test harness has one of its own.
+    let counted = allocation_counter::measure(|| {
+        for _ in 0..50 {
+            for (bytes, reply_bytes) in &exchanges {
+                exchange(&mut server, &mut client, bytes, &mut reply[..*reply_bytes]);
+            }
         }
-    }
-    ARMED.store(false, Ordering::Relaxed);
-    assert_eq!(COUNT.load(Ordering::Relaxed), 0);
+    });
+    assert_eq!(counted.count_total, 0);
 }
