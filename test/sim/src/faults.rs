@@ -17,6 +17,7 @@ pub(crate) enum Repair {
     StartTarget,
     StartInitiator(usize),
     ReturnDevice(IpAddr),
+    ReconnectPath(usize),
     Resume(Actor),
     GoodNetwork,
     ResumeDisks,
@@ -48,6 +49,9 @@ impl World<'_> {
             FaultKind::InitiatorPowerLost => self.crash_initiator(Crash::Power),
             FaultKind::DeviceRemoved => self.remove_device(),
             FaultKind::Stall => self.stall(),
+            FaultKind::ClockJump => self.now += Nanos::from_millis(self.rng.u64(100..20_000)),
+            FaultKind::SessionDisconnected => self.disconnect_session(),
+            FaultKind::PathCycled => self.cycle_path(),
             FaultKind::BadNetwork => self.worsen_network(),
             FaultKind::DiskErrors => self.fail_disks(),
             FaultKind::DiskHangs => self.hang_disks(),
@@ -72,6 +76,7 @@ impl World<'_> {
                 host.start(&self.network, seed, self.now);
             }
             Repair::ReturnDevice(ip) => self.network.return_device(ip),
+            Repair::ReconnectPath(nth) => self.initiators[nth].reconnect_path(self.now),
             Repair::Resume(actor) => self.stalled.retain(|stalled| *stalled != actor),
             Repair::GoodNetwork => self.network.set_plan(self.scenario.plan.clone()),
             Repair::ResumeDisks => self.target.resume(),
@@ -136,12 +141,34 @@ impl World<'_> {
 
     fn stall(&mut self) {
         let nth = self.rng.usize(..=self.initiators.len());
-        let actor = match self.initiators.get(nth) {
-            None => Actor::Target(self.rng.usize(..usize::from(self.scenario.target_cores))),
-            Some(host) => Actor::Initiator(nth, self.rng.usize(..usize::from(host.spec.cores))),
+        let host = self.initiators.get(nth);
+        let cores = host.map_or(self.scenario.target_cores, |host| host.spec.cores);
+        let actor = |core| match host {
+            None => Actor::Target(core),
+            Some(_) => Actor::Initiator(nth, core),
         };
-        self.stalled.push(actor);
-        self.later(1..8_000, Repair::Resume(actor));
+        let mut actors: Vec<_> = (0..usize::from(cores)).map(actor).collect();
+        if self.rng.bool() {
+            let only = self.rng.usize(..actors.len());
+            actors = vec![actors[only]];
+        }
+        for actor in actors {
+            self.stalled.push(actor);
+            self.later(1..8_000, Repair::Resume(actor));
+        }
+    }
+
+    fn disconnect_session(&mut self) {
+        let nth = self.rng.usize(..self.initiators.len());
+        self.target.disconnect(&self.initiators[nth].name);
+    }
+
+    fn cycle_path(&mut self) {
+        let nth = self.rng.usize(..self.initiators.len());
+        if self.initiators[nth].is_mapped() {
+            self.initiators[nth].disconnect_path();
+            self.later(1..3_000, Repair::ReconnectPath(nth));
+        }
     }
 
     fn worsen_network(&mut self) {

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bdev_rnbd::{
-    AttachParams, ControlError, DeviceParams, Initiator, InitiatorConfig, InitiatorControl,
-    InitiatorShard, Options,
+    AttachParams, ControlError, ControllerInfo, DeviceParams, Initiator, InitiatorConfig,
+    InitiatorControl, InitiatorShard, Options,
 };
 use rnbd_base::{CoreIndex, Nanos, NoWake, Wake};
 use rnbd_bdev::Registry;
@@ -22,8 +22,8 @@ use crate::target::TargetHost;
 
 /// The name of the one controller that each initiator has.
 const CONTROLLER: &str = "ctrlr";
-/// How long to wait after an attach that failed.
-const ATTACH_AGAIN: Nanos = Nanos::from_millis(500);
+/// How long to wait after something that failed.
+const AGAIN: Nanos = Nanos::from_millis(500);
 
 /// An initiator's machine.
 #[derive(Debug)]
@@ -46,6 +46,9 @@ struct Running {
     registry: Registry,
     attaching: Option<Attaching>,
     attach_at: Option<Nanos>,
+    /// Whether the path has to be reconnected, and when it is tried again.
+    reconnect_at: Option<Nanos>,
+    reconnecting: Option<Answer<Result<(), ControlError>>>,
     jobs: Vec<Job>,
     seed: u64,
 }
@@ -92,6 +95,8 @@ impl InitiatorHost {
             registry,
             attaching: None,
             attach_at: Some(now),
+            reconnect_at: None,
+            reconnecting: None,
             jobs: Vec::new(),
             seed,
         });
@@ -148,9 +153,10 @@ impl InitiatorHost {
             }
             Some(Err(_)) => {
                 running.attaching = None;
-                running.attach_at = Some(now + ATTACH_AGAIN);
+                running.attach_at = Some(now + AGAIN);
             }
         }
+        running.drive_reconnect(now);
     }
 
     fn attach_params(&self, target: Addr) -> AttachParams {
@@ -172,9 +178,36 @@ impl InitiatorHost {
         }
     }
 
-    /// When it attaches, if that is to come.
-    pub(crate) fn attach_at(&self) -> Option<Nanos> {
-        self.running.as_ref()?.attach_at
+    /// Disconnects the path until [`InitiatorHost::reconnect_path`].
+    pub(crate) fn disconnect_path(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.reconnect_at = None;
+            running.reconnecting = None;
+            let initiator = &running.initiator;
+            initiator.disconnect_path(CONTROLLER, 0, Box::new(|_| ()));
+        }
+    }
+
+    /// Reconnects the path, as often as it takes: while it is closing it cannot be.
+    pub(crate) fn reconnect_path(&mut self, now: Nanos) {
+        if let Some(running) = &mut self.running {
+            running.reconnect_at = Some(now);
+        }
+    }
+
+    /// When it does something by itself.
+    pub(crate) fn next_action(&self) -> Option<Nanos> {
+        let running = self.running.as_ref()?;
+        let times = [running.attach_at, running.reconnect_at];
+        times.into_iter().flatten().min()
+    }
+
+    /// Asks for the controller.
+    pub(crate) fn controllers(&self) -> Option<Answer<Result<Vec<ControllerInfo>, ControlError>>> {
+        let (answer, reply) = Answer::new();
+        let running = self.running.as_ref()?;
+        running.initiator.get_controllers(Some(CONTROLLER), reply);
+        Some(answer)
     }
 
     /// Lets go of the disks and detaches.
@@ -200,6 +233,19 @@ impl InitiatorHost {
 }
 
 impl Running {
+    fn drive_reconnect(&mut self, now: Nanos) {
+        if self.reconnect_at.is_some_and(|at| at <= now) {
+            let (answer, reply) = Answer::new();
+            self.reconnect_at = None;
+            self.reconnecting = Some(answer);
+            self.initiator.reconnect_path(CONTROLLER, 0, reply);
+        }
+        if let Some(result) = self.reconnecting.as_ref().and_then(Answer::take) {
+            self.reconnecting = None;
+            self.reconnect_at = result.err().map(|_| now + AGAIN);
+        }
+    }
+
     fn open_jobs(
         &mut self,
         bdevs: &[String],

@@ -12,6 +12,8 @@ use crate::model::{Content, DiskModel, ReadId};
 
 /// Most blocks of one I/O.
 const BLOCKS_MAX: u64 = 8;
+/// The same, as a factor of sizes in memory.
+const BLOCKS_MAX_COUNT: usize = 8;
 
 /// How a job works.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +87,7 @@ impl Job {
     ) -> Self {
         let depth = spec.depth as usize;
         let block_size = desc.geometry().block_size as usize;
-        let slot_bytes = block_size * BLOCKS_MAX as usize;
+        let slot_bytes = block_size * BLOCKS_MAX_COUNT;
         let channel = desc
             .open_channel(core, spec.depth)
             .expect("a core with a shard");

@@ -19,6 +19,7 @@ mod answer;
 mod bench;
 mod checks;
 mod faults;
+mod flaw;
 mod initiator;
 mod job;
 pub mod model;
@@ -27,6 +28,7 @@ mod target;
 mod world;
 
 pub use bench::Bench;
+pub use flaw::Flaw;
 pub use scenario::{FaultKind, Scenario, Shape};
 pub use world::{Failure, Report, World};
 

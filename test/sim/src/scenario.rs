@@ -7,6 +7,7 @@ use rnbd_fabric::sim::{FaultPlan, PerMillion};
 use rnbd_rtrs::{HeartbeatConfig, srv};
 
 use crate::bench::Bench;
+use crate::flaw::Flaw;
 
 /// How much is played per seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,8 +40,14 @@ pub enum FaultKind {
     InitiatorPowerLost,
     /// The network device of a host goes away and comes back.
     DeviceRemoved,
-    /// A core does nothing for a time.
+    /// A core, or all cores of a host, do nothing for a time.
     Stall,
+    /// Much time passes at once, as on a machine that was suspended.
+    ClockJump,
+    /// The target's administrator disconnects a session.
+    SessionDisconnected,
+    /// An initiator's administrator disconnects its path, and reconnects it.
+    PathCycled,
     /// The network is slow, has little room, or refuses and loses connection requests for a time.
     BadNetwork,
     /// The disks fail some I/O.
@@ -57,7 +64,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::CutOneWay,
         Self::CutBothWays,
         Self::SilentDrop,
@@ -68,6 +75,9 @@ impl FaultKind {
         Self::InitiatorPowerLost,
         Self::DeviceRemoved,
         Self::Stall,
+        Self::ClockJump,
+        Self::SessionDisconnected,
+        Self::PathCycled,
         Self::BadNetwork,
         Self::DiskErrors,
         Self::DiskHangs,
@@ -124,6 +134,8 @@ pub struct Scenario {
     pub faults: Vec<FaultKind>,
     /// Mean time between two faults.
     pub fault_interval: Nanos,
+    /// What is wrong with every disk; only to test the checks.
+    pub flaw: Option<Flaw>,
     /// How long there are load and faults.
     pub load_time: Nanos,
     /// I/Os per disk in that time, about.
@@ -152,8 +164,9 @@ impl Scenario {
             plan: plan(&mut rng),
             faults,
             fault_interval: Nanos::from_millis(rng.u64(300..3_000)),
+            flaw: None,
             load_time: Nanos::from_secs(rng.u64(5..20) * times),
-            io_count: rng.u64(200..800) * times,
+            io_count: io_count(&mut rng) * times,
         }
     }
 
@@ -164,7 +177,20 @@ impl Scenario {
 
     /// Whether I/O on this disk may fail, and not only be late.
     pub(crate) fn may_fail(&self, disk: usize) -> bool {
-        self.disks[disk].can_fail || self.options.bdev_retry_count >= 0
+        let options = &self.options;
+        self.disks[disk].can_fail
+            || options.bdev_retry_count >= 0
+            || self.faults.contains(&FaultKind::PathCycled)
+            || options.timeouts.fast_io_fail_timeout_sec > 0
+    }
+}
+
+/// Mostly little, so that there is time for many faults; sometimes as much as goes.
+fn io_count(rng: &mut Rng) -> u64 {
+    if rng.u8(..4) == 0 {
+        rng.u64(1_000..4_000)
+    } else {
+        rng.u64(200..800)
     }
 }
 
@@ -228,11 +254,16 @@ fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
     Options {
         timeouts: Timeouts {
             reconnect_delay_sec: rng.u32(1..=4),
+            fast_io_fail_timeout_sec: if rng.u8(..4) == 0 { rng.u32(4..8) } else { 0 },
             ..Timeouts::default()
         },
         reconnect_jitter_sec: rng.u32(0..=2),
         bdev_retry_count: if rng.bool() { -1 } else { rng.i32(0..=3) },
-        io_timeout_ms: 0,
+        io_timeout_ms: if rng.u8(..4) == 0 {
+            rng.u32(500..5_000)
+        } else {
+            0
+        },
         hb_interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX),
         hb_missed_max: heartbeat.missed_max,
     }

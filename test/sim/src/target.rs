@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rnbd_base::{CoreIndex, NoWake};
 use rnbd_bdev::{
-    DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType,
+    Bdev, DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType,
     MallocBdev, MallocOptions, Registry,
 };
 use rnbd_fabric::sim::{Crash, SimFabric, SimNetwork};
@@ -13,12 +13,13 @@ use rnbd_fabric::{Addr, ListenOptions};
 use rnbd_mem::Memory;
 use rnbd_proto::srv::{Export, Exports, ServiceOptions};
 use rnbd_proto::target::{
-    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Services,
+    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Selector, Services,
     SessionInfo, ShardStats, TargetConfig, TargetHandle, TargetShard, build,
 };
 use rnbd_rtrs::srv;
 
 use crate::answer::Answer;
+use crate::flaw::{Flaw, FlawedDisk};
 use crate::scenario::{DiskSpec, Scenario};
 
 const PORT: u16 = 1234;
@@ -60,7 +61,7 @@ impl TargetHost {
             rtrs: scenario.rtrs,
             memory: memory.clone(),
             disks: disks
-                .map(|(nth, spec)| Disk::new(&registry, memory, nth, spec))
+                .map(|(nth, spec)| Disk::new(&registry, memory, nth, spec, scenario.flaw))
                 .collect(),
             registry,
             running: None,
@@ -148,6 +149,18 @@ impl TargetHost {
         Some(answer)
     }
 
+    /// Disconnects a session, if there is one of this name.
+    pub(crate) fn disconnect(&self, sessname: &str) {
+        if let Some(running) = &self.running {
+            let selector = Selector {
+                sessname: sessname.to_owned(),
+                path: None,
+            };
+            let disconnected = running.handle.disconnect(&selector, None, Box::new(|_| ()));
+            disconnected.expect("a mailbox that is emptied has room");
+        }
+    }
+
     /// The next `num` I/Os of each kind of each disk that can fail meet this fate.
     pub(crate) fn inject(&self, error_type: ErrorType, num: u32) {
         self.on_error_bdevs(|bdev| {
@@ -186,14 +199,14 @@ impl TargetHost {
 
 impl Disk {
     /// Stacks the bdevs of one disk.
-    fn new(registry: &Registry, memory: &Memory, nth: usize, spec: &DiskSpec) -> Self {
-        let options = MallocOptions {
-            name: Some(format!("malloc{nth}")),
-            num_blocks: spec.num_blocks,
-            block_size: spec.block_size,
-            ..MallocOptions::default()
-        };
-        let mut bdev = MallocBdev::create(registry, memory, options).expect("there is memory");
+    fn new(
+        registry: &Registry,
+        memory: &Memory,
+        nth: usize,
+        spec: &DiskSpec,
+        flaw: Option<Flaw>,
+    ) -> Self {
+        let mut bdev = base(registry, memory, nth, spec, flaw);
         let error = spec.can_fail.then(|| {
             let options = ErrorOptions {
                 base_name: bdev.clone(),
@@ -216,4 +229,27 @@ impl Disk {
         }
         Self { bdev, error }
     }
+}
+
+/// What really keeps the bytes.
+fn base(
+    registry: &Registry,
+    memory: &Memory,
+    nth: usize,
+    spec: &DiskSpec,
+    flaw: Option<Flaw>,
+) -> String {
+    if let Some(flaw) = flaw {
+        let disk = FlawedDisk::new(nth, flaw, spec, memory);
+        let name = disk.name().to_owned();
+        registry.register(Arc::new(disk)).expect("names differ");
+        return name;
+    }
+    let options = MallocOptions {
+        name: Some(format!("malloc{nth}")),
+        num_blocks: spec.num_blocks,
+        block_size: spec.block_size,
+        ..MallocOptions::default()
+    };
+    MallocBdev::create(registry, memory, options).expect("there is memory")
 }

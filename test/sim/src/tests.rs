@@ -37,3 +37,27 @@ fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
     assert!(scenarios.iter().any(|scenario| scenario.rtrs.new_rkey));
     assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
 }
+
+/// Whether one of a few seeds finds something on disks with this flaw. Faults that would excuse it
+/// are left out.
+fn finds(flaw: Option<Flaw>) -> bool {
+    let bench = Bench::new();
+    (1..=10).any(|seed| {
+        let mut scenario = Scenario::new(seed, Shape::Short);
+        scenario.flaw = flaw;
+        scenario.options.bdev_retry_count = -1;
+        scenario.options.timeouts.fast_io_fail_timeout_sec = 0;
+        for disk in &mut scenario.disks {
+            disk.can_fail = false;
+        }
+        World::new(&bench, scenario).run().is_err()
+    })
+}
+
+#[test]
+fn the_checks_find_every_flaw_of_a_disk_and_no_other() {
+    assert!(!finds(None));
+    for flaw in Flaw::ALL {
+        assert!(finds(Some(flaw)), "{flaw:?}");
+    }
+}

@@ -15,7 +15,7 @@ use crate::model::DiskModel;
 use crate::scenario::Scenario;
 use crate::target::TargetHost;
 
-/// Rounds without the clock moving on after which something is in a loop.
+/// Rounds in a row with something to do after which that has no end.
 const ROUNDS_MAX: u32 = 100_000;
 
 /// What was found.
@@ -68,7 +68,8 @@ pub struct World<'a> {
     pub(crate) target_bytes: u64,
     pub(crate) report: Report,
     next_fault: Nanos,
-    idle_rounds: u32,
+    /// Rounds since the clock last had nothing to wait for.
+    restless_rounds: u32,
 }
 
 impl<'a> World<'a> {
@@ -98,7 +99,7 @@ impl<'a> World<'a> {
             phase: Phase::Load,
             report: Report::default(),
             next_fault: Nanos::ZERO,
-            idle_rounds: 0,
+            restless_rounds: 0,
             scenario,
         }
     }
@@ -166,12 +167,12 @@ impl<'a> World<'a> {
     pub(crate) fn step(&mut self) -> Result<(), String> {
         self.repair_due();
         self.network.advance(self.now);
-        let mut progress = Progress::Idle;
         let mut actors = self.actors();
         self.rng.shuffle(&mut actors);
+        let mut busy = Vec::new();
         for actor in actors {
-            if !self.stalled.contains(&actor) {
-                progress = progress.or(self.poll(actor)?);
+            if !self.stalled.contains(&actor) && self.poll(actor)?.is_busy() {
+                busy.push(actor);
             }
         }
         let target = self.target.addr();
@@ -179,7 +180,7 @@ impl<'a> World<'a> {
             host.drive(target, self.now);
         }
         self.report.rounds += 1;
-        self.pass_time(progress)
+        self.pass_time(&busy)
     }
 
     fn repair_due(&mut self) {
@@ -219,30 +220,26 @@ impl<'a> World<'a> {
     }
 
     /// A little while there is work; else to the next thing that is due.
-    fn pass_time(&mut self, progress: Progress) -> Result<(), String> {
+    fn pass_time(&mut self, busy: &[Actor]) -> Result<(), String> {
         let soon = self.now + Nanos(self.rng.u64(1..2_000));
-        if progress.is_busy() {
-            self.idle_rounds = 0;
-            self.now = soon;
+        let due = self.next_due().unwrap_or(Nanos::MAX);
+        if busy.is_empty() && due > self.now {
+            self.restless_rounds = 0;
+            self.now = due.min(self.now + Nanos::from_secs(1)).max(soon);
             return Ok(());
         }
-        let due = self.next_due().unwrap_or(Nanos::MAX);
-        if due <= self.now {
-            self.idle_rounds += 1;
-            self.now = soon;
-        } else {
-            self.idle_rounds = 0;
-            self.now = due.min(self.now + Nanos::from_secs(1)).max(soon);
+        self.now = soon;
+        self.restless_rounds += 1;
+        if self.restless_rounds < ROUNDS_MAX {
+            return Ok(());
         }
-        if self.idle_rounds > ROUNDS_MAX {
-            let due: Vec<_> = self
-                .actors()
-                .into_iter()
-                .map(|actor| (actor, self.deadline_of(actor)))
-                .collect();
-            return Err(format!("something is due for ever and never done: {due:?}"));
+        let mut due = Vec::new();
+        for actor in self.actors() {
+            due.push((actor, self.deadline_of(actor)));
         }
-        Ok(())
+        Err(format!(
+            "there is always something to do: {busy:?} were busy, due is {due:?}"
+        ))
     }
 
     /// When something happens next, of what is not stalled.
@@ -250,7 +247,11 @@ impl<'a> World<'a> {
         let mut due = vec![self.next_fault];
         due.extend(self.repairs.iter().map(|(at, _)| *at));
         due.extend(self.network.next_event());
-        due.extend(self.initiators.iter().filter_map(InitiatorHost::attach_at));
+        due.extend(
+            self.initiators
+                .iter()
+                .filter_map(InitiatorHost::next_action),
+        );
         for actor in self.actors() {
             if !self.stalled.contains(&actor) {
                 due.extend(self.deadline_of(actor));
