@@ -11,8 +11,10 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod domains;
 mod fabric;
 pub mod sim;
+mod slab;
 pub mod tcp;
 mod types;
 

@@ -3,7 +3,7 @@
 use bdev_rnbd::{Options, Timeouts};
 use fastrand::Rng;
 use rnbd_base::Nanos;
-use rnbd_fabric::sim::{FaultPlan, PerMillion};
+use rnbd_fabric::sim::{Device, FaultPlan, PerMillion};
 use rnbd_rtrs::{HeartbeatConfig, srv};
 
 use crate::bench::Bench;
@@ -280,7 +280,11 @@ fn plan(rng: &mut Rng) -> FaultPlan {
         } else {
             PerMillion::NEVER
         },
-        local_keys: rng.bool(),
+        device: Device {
+            local_keys: rng.bool(),
+            cheap_windows: rng.bool(),
+            invalidates_at_once: rng.bool(),
+        },
         ..FaultPlan::default()
     }
 }

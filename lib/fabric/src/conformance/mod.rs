@@ -102,6 +102,7 @@ macro_rules! conformance_tests {
             windows::an_unbound_window_opens_nothing,
             windows::a_freed_window_opens_nothing,
             windows::an_invalidated_window_opens_nothing,
+            windows::a_window_invalidated_at_once_opens_nothing,
             windows::each_bind_has_its_own_key,
             windows::deregistering_closes_the_windows,
             windows::a_domain_window_serves_every_connection,

@@ -160,6 +160,21 @@ pub fn an_invalidated_window_opens_nothing<T: Testbed>() {
     }
 }
 
+/// Where invalidating is a matter of one side alone, it has taken effect when the call returns.
+pub fn a_window_invalidated_at_once_opens_nothing<T: Testbed>() {
+    for kind in kinds::<T>() {
+        let (mut rig, link) = linked::<T>();
+        let (region, window) = unbound(&mut rig, link.server, kind);
+        let remote = bind(&mut rig, link.server, &region, window, (0, LEN));
+        assert_open(&mut rig, &link, remote, LEN);
+        if rig.fabric(1).invalidate_now(window) {
+            assert_shut(&mut rig, &link, &region, remote);
+        } else {
+            assert_open(&mut rig, &link, remote, LEN);
+        }
+    }
+}
+
 /// A key of an earlier bind stays closed after the next one.
 pub fn each_bind_has_its_own_key<T: Testbed>() {
     for kind in kinds::<T>() {

@@ -7,11 +7,12 @@ use rnbd_base::Nanos;
 use rnbd_mem::Span;
 
 use super::keys::Keys;
-use super::slots::Slots;
 use super::wire::{Side, WireId};
+use crate::domains::Domains;
+use crate::slab::Slab;
 use crate::types::{
-    Addr, Completion, CompletionKind, ConnId, DomainId, Event, FabricError, FabricStats,
-    ListenerId, QpLimits, WorkRequest,
+    Addr, Completion, CompletionKind, ConnId, DomainId, Event, FabricStats, ListenerId, QpLimits,
+    WorkRequest,
 };
 
 /// ```text
@@ -208,27 +209,34 @@ impl Conn {
     }
 }
 
-#[derive(Debug, Default)]
-struct Domain {
-    /// Connections, regions and windows.
-    members: u32,
-    closed: bool,
-}
-
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Listener {
     pub(super) addr: Addr,
     pub(super) backlog: u32,
 }
 
+/// Most of anything that a fabric has. No simulation comes near.
+const LIMIT: u32 = 1 << 20;
+
+/// Adds an entry to a table.
+pub(super) fn put<T>(table: &mut Slab<T>, value: T) -> (u32, u32) {
+    let put = table.insert(|_, _| value);
+    put.expect("no simulation comes near the limit")
+}
+
+/// An empty table.
+pub(super) fn table<T>() -> Slab<T> {
+    Slab::new(LIMIT)
+}
+
 /// One fabric.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) host: IpAddr,
-    pub(super) conns: Slots<Conn>,
-    domains: Slots<Domain>,
+    pub(super) conns: Slab<Conn>,
+    pub(super) domains: Domains,
     pub(super) keys: Keys,
-    pub(super) listeners: Slots<Listener>,
+    pub(super) listeners: Slab<Listener>,
     pub(super) events: VecDeque<Event>,
     pub(super) stats: FabricStats,
 }
@@ -237,17 +245,17 @@ impl Core {
     pub(super) fn new(host: IpAddr) -> Self {
         Self {
             host,
-            conns: Slots::new(),
-            domains: Slots::new(),
+            conns: table(),
+            domains: Domains::new(LIMIT),
             keys: Keys::new(),
-            listeners: Slots::new(),
+            listeners: table(),
             events: VecDeque::new(),
             stats: FabricStats::default(),
         }
     }
 
     pub(super) fn insert(&mut self, conn: Conn) -> ConnId {
-        let (index, generation) = self.conns.insert(conn);
+        let (index, generation) = put(&mut self.conns, conn);
         ConnId { index, generation }
     }
 
@@ -267,39 +275,6 @@ impl Core {
     pub(super) fn conn_ids(&self) -> Vec<ConnId> {
         let id = |((index, generation), _)| ConnId { index, generation };
         self.conns.iter().map(id).collect()
-    }
-
-    /// `existing`, or a new domain, with one more member.
-    pub(super) fn join(&mut self, existing: Option<DomainId>) -> Result<DomainId, FabricError> {
-        let domain = existing.unwrap_or_else(|| {
-            let (index, generation) = self.domains.insert(Domain::default());
-            DomainId { index, generation }
-        });
-        let entry = self.domains.get_mut(domain.index, domain.generation);
-        entry.ok_or(FabricError::Stale("domain"))?.members += 1;
-        Ok(domain)
-    }
-
-    /// One member less; the last one of a closed domain takes it along.
-    pub(super) fn leave(&mut self, domain: DomainId) {
-        if let Some(entry) = self.domains.get_mut(domain.index, domain.generation) {
-            entry.members -= 1;
-        }
-        self.drop_if_over(domain);
-    }
-
-    pub(super) fn close_domain(&mut self, domain: DomainId) {
-        if let Some(entry) = self.domains.get_mut(domain.index, domain.generation) {
-            entry.closed = true;
-        }
-        self.drop_if_over(domain);
-    }
-
-    fn drop_if_over(&mut self, domain: DomainId) {
-        let entry = self.domains.get(domain.index, domain.generation);
-        if entry.is_some_and(|entry| entry.closed && entry.members == 0) {
-            self.domains.remove(domain.index, domain.generation);
-        }
     }
 
     pub(super) fn listener_at(&self, addr: Addr) -> Option<(ListenerId, Listener)> {

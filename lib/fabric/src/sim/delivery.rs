@@ -123,7 +123,7 @@ impl Net {
         };
         conn.state = State::Up;
         let (wire, joined) = (conn.wire, conn.domain);
-        let domain = joined.or_else(|| core.join(None).ok());
+        let domain = joined.or_else(|| core.domains.join(None).ok());
         let (Some(domain), Some(wire)) = (domain, self.wires.get_mut(&wire)) else {
             return;
         };

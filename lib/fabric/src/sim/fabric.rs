@@ -3,7 +3,7 @@ use std::os::fd::RawFd;
 use rnbd_base::{Nanos, Progress};
 use rnbd_mem::Span;
 
-use super::conn::{Core, Listener};
+use super::conn::{Core, Listener, put};
 use super::net::{FabricId, Net};
 use super::network::{Crash, SimNetwork};
 use super::wire::WireId;
@@ -71,7 +71,7 @@ impl Net {
             .get_mut(&fabric)
             .ok_or(FabricError::Stale("fabric"))?;
         let backlog = options.backlog;
-        let (index, generation) = core.listeners.insert(Listener { addr, backlog });
+        let (index, generation) = put(&mut core.listeners, Listener { addr, backlog });
         Ok(ListenerId { index, generation })
     }
 
@@ -137,13 +137,14 @@ impl Fabric for SimFabric {
     type Incoming = SimIncoming;
 
     fn caps(&self) -> Caps {
+        let device = self.network.lock().plan.device;
         Caps {
             trtype: "TCP",
             domain_windows: true,
             connection_windows: true,
-            cheap_windows: true,
+            cheap_windows: device.cheap_windows,
             prefers_hugepages: false,
-            needs_local_keys: self.network.lock().plan.local_keys,
+            needs_local_keys: device.local_keys,
         }
     }
 
@@ -218,14 +219,14 @@ impl Fabric for SimFabric {
             .cores
             .get_mut(&self.id)
             .ok_or(FabricError::Stale("fabric"))?;
-        core.join(Some(domain))?;
+        core.domains.join(Some(domain))?;
         Ok(core.keys.register(&mut net.rng, domain, span, access))
     }
 
     fn deregister(&mut self, mr: MrId) {
         self.with(|core| {
             if let Some(domain) = core.keys.deregister(mr) {
-                core.leave(domain);
+                core.domains.leave(domain);
             }
         });
     }
@@ -236,7 +237,7 @@ impl Fabric for SimFabric {
         kind: WindowKind,
     ) -> Result<WindowId, FabricError> {
         self.with(|core| {
-            core.join(Some(domain))?;
+            core.domains.join(Some(domain))?;
             Ok(core.keys.alloc_window(domain, kind))
         })
         .unwrap_or(Err(FabricError::Stale("fabric")))
@@ -245,9 +246,14 @@ impl Fabric for SimFabric {
     fn free_window(&mut self, window: WindowId) {
         self.with(|core| {
             if let Some(domain) = core.keys.free_window(window) {
-                core.leave(domain);
+                core.domains.leave(domain);
             }
         });
+    }
+
+    fn invalidate_now(&mut self, window: WindowId) -> bool {
+        let is_possible = self.network.lock().plan.device.invalidates_at_once;
+        is_possible && self.with(|core| core.keys.invalidate_now(window)) == Some(true)
     }
 
     fn bind(
@@ -267,7 +273,7 @@ impl Fabric for SimFabric {
     }
 
     fn close_domain(&mut self, domain: DomainId) {
-        self.with(|core| core.close_domain(domain));
+        self.with(|core| core.domains.close(domain));
     }
 
     fn post_recv(&mut self, conn: ConnId, wr_id: u64, buf: Option<Sge>) -> Result<(), PostError> {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use rnbd_mem::Span;
 
-use super::slots::Slots;
+use super::conn::{put, table};
+use crate::slab::Slab;
 use crate::types::{
     Access, ConnId, DomainId, MemoryKey, MrId, PostError, RemoteAddr, Sge, WindowId, WindowKind,
 };
@@ -39,8 +40,8 @@ struct Grant {
 /// All keys of one fabric.
 #[derive(Debug)]
 pub(super) struct Keys {
-    regions: Slots<Region>,
-    windows: Slots<Window>,
+    regions: Slab<Region>,
+    windows: Slab<Window>,
     /// By rkey.
     grants: BTreeMap<u32, Grant>,
     /// By lkey.
@@ -50,8 +51,8 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) fn new() -> Self {
         Self {
-            regions: Slots::new(),
-            windows: Slots::new(),
+            regions: table(),
+            windows: table(),
             grants: BTreeMap::new(),
             local: BTreeMap::new(),
         }
@@ -65,12 +66,15 @@ impl Keys {
         access: Access,
     ) -> MemoryKey {
         let (lkey, rkey) = (self.fresh(rng), self.fresh(rng));
-        let (index, generation) = self.regions.insert(Region {
-            domain,
-            span,
-            lkey,
-            rkey,
-        });
+        let (index, generation) = put(
+            &mut self.regions,
+            Region {
+                domain,
+                span,
+                lkey,
+                rkey,
+            },
+        );
         let mr = MrId { index, generation };
         self.local.insert(lkey, mr);
         if access == Access::RemoteWrite {
@@ -97,7 +101,7 @@ impl Keys {
 
     pub(super) fn alloc_window(&mut self, domain: DomainId, kind: WindowKind) -> WindowId {
         let rkey = None;
-        let (index, generation) = self.windows.insert(Window { domain, kind, rkey });
+        let (index, generation) = put(&mut self.windows, Window { domain, kind, rkey });
         WindowId { index, generation }
     }
 
@@ -166,6 +170,12 @@ impl Keys {
     pub(super) fn key_of(&self, id: WindowId) -> Result<Option<u32>, PostError> {
         let window = self.windows.get(id.index, id.generation);
         Ok(window.ok_or(PostError::NoWindow)?.rkey)
+    }
+
+    /// Closes a window; `false` if there is none.
+    pub(super) fn invalidate_now(&mut self, id: WindowId) -> bool {
+        self.close_window(id);
+        self.key_of(id).is_ok()
     }
 
     /// Closes the window that has this key, if one has.

@@ -26,7 +26,7 @@ impl Net {
             .cores
             .get_mut(&fabric)
             .ok_or(FabricError::Stale("fabric"))?;
-        let domain = params.domain.map(|domain| core.join(Some(domain)));
+        let domain = params.domain.map(|domain| core.domains.join(Some(domain)));
         let conn = Conn::new(id, Side::Client, domain.transpose()?, params.limits);
         let conn = core.insert(conn);
         let host = core.host;
@@ -104,7 +104,7 @@ impl Net {
         if core.conn_in(id, State::Requested).is_none() {
             return Err(stale);
         }
-        let domain = core.join(domain)?;
+        let domain = core.domains.join(domain)?;
         let conn = core.conn_in(id, State::Requested).ok_or(stale)?;
         conn.state = State::Up;
         conn.domain = Some(domain);
@@ -199,7 +199,7 @@ impl Net {
         let (wire, side, domain) = (conn.wire, conn.side, conn.domain);
         core.keys.conn_closed(id);
         if let Some(domain) = domain {
-            core.leave(domain);
+            core.domains.leave(domain);
         }
         core.events.push_back(Event::Closed { conn: id, reason });
         self.capture(wire, side);

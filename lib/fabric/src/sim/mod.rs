@@ -25,12 +25,11 @@ mod net;
 mod network;
 mod plan;
 mod posting;
-mod slots;
 mod wire;
 
 pub use fabric::{SimFabric, SimIncoming};
 pub use network::{Connection, Crash, Injection, SimNetwork};
-pub use plan::{FaultPlan, PerMillion};
+pub use plan::{Device, FaultPlan, PerMillion};
 pub use wire::{Side, WireId};
 
 #[cfg(test)]

@@ -44,8 +44,34 @@ pub struct FaultPlan {
     pub silent_drop: PerMillion,
     /// Messages on their way that die with a sender that crashes or closes; the rest arrives.
     pub loss_at_close: PerMillion,
-    /// Whether local bytes need the key of their region, as on RDMA hardware.
+    /// What the network devices are like. To be the same for the life of a network.
+    pub device: Device,
+}
+
+/// Properties in which real devices differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Local bytes need the key of their region.
     pub local_keys: bool,
+    /// Windows cost next to nothing.
+    pub cheap_windows: bool,
+    /// Invalidating a window needs no work request.
+    pub invalidates_at_once: bool,
+}
+
+impl Device {
+    /// A device that is software.
+    pub const SOFTWARE: Self = Self {
+        local_keys: false,
+        cheap_windows: true,
+        invalidates_at_once: true,
+    };
+    /// A device that is not.
+    pub const HARDWARE: Self = Self {
+        local_keys: true,
+        cheap_windows: false,
+        invalidates_at_once: false,
+    };
 }
 
 impl Default for FaultPlan {
@@ -62,7 +88,7 @@ impl Default for FaultPlan {
             reset: PerMillion::NEVER,
             silent_drop: PerMillion::NEVER,
             loss_at_close: PerMillion::NEVER,
-            local_keys: false,
+            device: Device::SOFTWARE,
         }
     }
 }

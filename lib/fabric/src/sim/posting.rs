@@ -59,7 +59,7 @@ impl Net {
 
     /// Local bytes without their key break the connection, as the hardware would.
     fn check_local(&mut self, fabric: FabricId, id: ConnId, sges: &[Sge]) {
-        if !self.plan.local_keys {
+        if !self.plan.device.local_keys {
             return;
         }
         let Some(core) = self.cores.get(&fabric) else {

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rnbd_base::Nanos;
 
-use super::{Crash, FaultPlan, Injection, PerMillion, Side, SimFabric, SimNetwork};
+use super::{Crash, Device, FaultPlan, Injection, PerMillion, Side, SimFabric, SimNetwork};
 use crate::conformance::Testbed;
 use crate::conformance::rig::{Link, Rig, linked};
 use crate::{Access, Addr, CloseReason, Fabric, RemoteAddr, WorkRequest, WrOp};
@@ -11,14 +11,26 @@ fn host(n: u8) -> IpAddr {
     Ipv4Addr::new(10, 0, 0, n).into()
 }
 
+/// A network of software devices or, if `HARDWARE`, of others.
 #[derive(Debug)]
-struct Bed(SimNetwork);
+struct BedOf<const HARDWARE: bool>(SimNetwork);
 
-impl Testbed for Bed {
+type Bed = BedOf<false>;
+
+impl<const HARDWARE: bool> Testbed for BedOf<HARDWARE> {
     type Fabric = SimFabric;
 
     fn new() -> Self {
-        Self(SimNetwork::new(1, FaultPlan::default()))
+        let device = if HARDWARE {
+            Device::HARDWARE
+        } else {
+            Device::SOFTWARE
+        };
+        let plan = FaultPlan {
+            device,
+            ..FaultPlan::default()
+        };
+        Self(SimNetwork::new(1, plan))
     }
 
     fn fabric(&mut self, of: u8) -> SimFabric {
@@ -35,7 +47,7 @@ impl Testbed for Bed {
     }
 
     fn silent_addr(&mut self) -> Addr {
-        self.0.crash(host(201), super::Crash::Power);
+        self.0.crash(host(201), Crash::Power);
         Addr::Ip((host(201), 1).into())
     }
 
@@ -45,7 +57,13 @@ impl Testbed for Bed {
     }
 }
 
-crate::conformance_tests!(Bed);
+mod software {
+    crate::conformance_tests!(super::BedOf<false>);
+}
+
+mod hardware {
+    crate::conformance_tests!(super::BedOf<true>);
+}
 
 /// Two linked hosts, 0 and 1, and their network.
 fn faulty(change: impl FnOnce(&mut FaultPlan)) -> (Rig<Bed>, Link, SimNetwork) {
@@ -227,7 +245,7 @@ fn few_bytes_in_flight_slow_down_and_lose_nothing() {
 
 #[test]
 fn local_bytes_without_their_key_break_the_connection_of_strict_hardware() {
-    let (mut rig, link, _) = faulty(|plan| plan.local_keys = true);
+    let (mut rig, link, _) = faulty(|plan| plan.device = Device::HARDWARE);
     let source = rig.source(link.client, &[7; 64]);
     rig.post_empty_recvs(link.server, 1);
     let mut sge = source.sge(0, 64);

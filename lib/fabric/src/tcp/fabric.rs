@@ -5,14 +5,14 @@ use rnbd_base::{Nanos, Progress};
 use rnbd_mem::Span;
 
 use crate::Fabric;
+use crate::domains::Domains;
+use crate::slab::Slab;
 use crate::tcp::config::TcpConfig;
 use crate::tcp::connection::{Connection, State};
-use crate::tcp::domains::Domains;
 use crate::tcp::inbound::STAGING_BYTES;
 use crate::tcp::keys::Keys;
 use crate::tcp::lifecycle::{TcpIncoming, watch_listener};
 use crate::tcp::receives::Receive;
-use crate::tcp::slab::Slab;
 use crate::tcp::socket;
 use crate::tcp::strangers::StrangerLog;
 use crate::tcp::watcher::Watcher;

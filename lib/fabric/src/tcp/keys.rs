@@ -6,7 +6,7 @@
 
 use rnbd_mem::Span;
 
-use crate::tcp::slab::Slab;
+use crate::slab::Slab;
 use crate::types::{
     Access, ConnId, DomainId, FabricError, MemoryKey, MrId, PostError, WindowId, WindowKind,
 };

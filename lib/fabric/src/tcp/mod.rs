@@ -13,7 +13,6 @@
 
 mod config;
 mod connection;
-mod domains;
 mod fabric;
 mod frame;
 mod handshake;
@@ -24,7 +23,6 @@ mod lifecycle;
 mod outbound;
 mod progress;
 mod receives;
-mod slab;
 mod socket;
 mod strangers;
 mod sys;

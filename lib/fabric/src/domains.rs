@@ -1,6 +1,6 @@
 //! Protection domains, counted by what is in them.
 
-use crate::tcp::slab::Slab;
+use crate::slab::Slab;
 use crate::types::{DomainId, FabricError};
 
 #[derive(Debug, Default)]
@@ -12,13 +12,13 @@ struct Domain {
 
 /// The domains of a fabric.
 #[derive(Debug)]
-pub(super) struct Domains {
+pub(crate) struct Domains {
     table: Slab<Domain>,
     limit: u32,
 }
 
 impl Domains {
-    pub(super) fn new(limit: u32) -> Self {
+    pub(crate) fn new(limit: u32) -> Self {
         Self {
             table: Slab::new(limit),
             limit,
@@ -26,7 +26,7 @@ impl Domains {
     }
 
     /// `existing`, or a new domain, with one more member.
-    pub(super) fn join(&mut self, existing: Option<DomainId>) -> Result<DomainId, FabricError> {
+    pub(crate) fn join(&mut self, existing: Option<DomainId>) -> Result<DomainId, FabricError> {
         let domain = match existing {
             Some(domain) => domain,
             None => self.open()?,
@@ -46,7 +46,7 @@ impl Domains {
     }
 
     /// One member less; the last one of a closed domain takes it along.
-    pub(super) fn leave(&mut self, domain: DomainId) {
+    pub(crate) fn leave(&mut self, domain: DomainId) {
         if let Some(entry) = self.table.get_mut(domain.index, domain.generation) {
             entry.members -= 1;
         }
@@ -54,7 +54,7 @@ impl Domains {
     }
 
     /// Lets the domain go with its last member.
-    pub(super) fn close(&mut self, domain: DomainId) {
+    pub(crate) fn close(&mut self, domain: DomainId) {
         if let Some(entry) = self.table.get_mut(domain.index, domain.generation) {
             entry.closed = true;
         }
