@@ -9,7 +9,7 @@ use bdev_rnbd::Options;
 use fastrand::Rng;
 use rnbd_base::Nanos;
 use rnbd_bdev::{IoDone, IoOp};
-use rnbd_fabric::sim::{FaultPlan, PerMillion};
+use rnbd_fabric::sim::{Device, FaultPlan, PerMillion};
 use rnbd_mem::Span;
 use rnbd_rtrs::HeartbeatConfig;
 use world::{BLOCK, Setup, User, World};
@@ -139,7 +139,10 @@ fn faulty(random: &mut Rng, quiet: FaultPlan) -> FaultPlan {
 fn run(seed: u64) {
     let mut random = Rng::with_seed(seed);
     let quiet = FaultPlan {
-        local_keys: random.bool(),
+        device: Device {
+            local_keys: random.bool(),
+            ..Device::SOFTWARE
+        },
         ..FaultPlan::default()
     };
     let setup = Setup {

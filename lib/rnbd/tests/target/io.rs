@@ -1,7 +1,7 @@
 //! Data goes where it belongs, in both modes and on every fabric.
 
 use rnbd_base::Errno;
-use rnbd_fabric::sim::FaultPlan;
+use rnbd_fabric::sim::{Device, FaultPlan};
 use rnbd_wire::rnbd::{AccessMode, IoFlags, Op};
 
 use crate::client::{Client, Identity, Image, io};
@@ -68,7 +68,7 @@ fn data_is_kept_with_new_rkeys() {
 #[test]
 fn data_is_kept_where_local_bytes_need_keys() {
     let plan = FaultPlan {
-        local_keys: true,
+        device: Device::HARDWARE,
         ..FaultPlan::default()
     };
     data_is_kept(Sim::new(plan.clone()), Options::default());
