@@ -73,18 +73,30 @@ pub fn wait_until(
 #[derive(Debug)]
 pub struct Perf {
     command: Command,
+    cores: &'static str,
 }
 
 impl Perf {
-    /// Attaches to `device` at `port` of this host and runs `workload`.
+    /// Attaches to `device` at `port` of this host and runs `workload`; a lost session comes back
+    /// quickly.
     #[must_use]
     pub fn new(port: u16, device: &str, workload: &str) -> Self {
-        let attach = format!("trtype=TCP,traddr=127.0.0.1,trsvcid={port},device={device}");
+        let attach = format!(
+            "trtype=TCP,traddr=127.0.0.1,trsvcid={port},device={device},reconnect_delay_sec=1"
+        );
         let mut command = Command::new(program("rnbd_perf"));
-        command.args([
-            "-m", "[1]", "--attach", &attach, "-w", workload, "--json", "-",
-        ]);
-        Self { command }
+        command.args(["--attach", &attach, "-w", workload, "--json", "-"]);
+        Self {
+            command,
+            cores: "[1]",
+        }
+    }
+
+    /// On these cores instead of the second one.
+    #[must_use]
+    pub fn cores(mut self, cores: &'static str) -> Self {
+        self.cores = cores;
+        self
     }
 
     /// More of the command line.
@@ -101,6 +113,7 @@ impl Perf {
     pub fn spawn(mut self) -> Result<Running> {
         let child = self
             .command
+            .args(["-m", self.cores, "--disable-cpumask-locks"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -462,7 +462,7 @@ fn misaligned_and_distant_io_is_refused_over_nbd() -> Result<()> {
     let info: Value = serde_json::from_str(&info.text).context("nbdinfo's report")?;
     let export = &info["exports"][0];
     ensure!(
-        export["export-size"] == 64 << 20 && export["block_minimum"] == 512,
+        export["export-size"] == 64 << 20 && export["block_size_minimum"] == 512,
         "{export}"
     );
     Ok(())

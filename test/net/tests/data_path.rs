@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use rnbd_net_tests::{Daemon, DaemonOptions, EXPORT, Lab, Perf, run};
 use serde_json::{Value, json};
 
-fn verify(port: u16, args: &[&str]) -> Result<Value> {
-    let report = Perf::new(port, EXPORT, "verify").args(args).report()?;
+fn verify(perf: Perf) -> Result<Value> {
+    let report = perf.report()?;
     let job = report["results"][0].clone();
     ensure!(
         job["iops"].as_f64().is_some_and(|iops| iops > 0.0),
@@ -32,7 +32,8 @@ fn every_block_size_verifies_in_both_key_modes() -> Result<()> {
             ("126976", "8"),
             ("1048576", "4"),
         ] {
-            verify(lab.port, &["-o", size, "-q", depth, "-t", "1"])?;
+            let args = ["-o", size, "-q", depth, "-t", "1"];
+            verify(Perf::new(lab.port, EXPORT, "verify").args(&args))?;
         }
     }
     Ok(())
@@ -42,8 +43,9 @@ fn every_block_size_verifies_in_both_key_modes() -> Result<()> {
 fn a_session_of_two_cores_verifies() -> Result<()> {
     let lab = Lab::new()?;
     verify(
-        lab.port,
-        &["-m", "[0,1]", "-C", "-o", "4096", "-q", "16", "-t", "2"],
+        Perf::new(lab.port, EXPORT, "verify")
+            .cores("[0,1]")
+            .args(&["-C", "-o", "4096", "-q", "16", "-t", "2"]),
     )
     .map(drop)
 }
@@ -51,7 +53,8 @@ fn a_session_of_two_cores_verifies() -> Result<()> {
 #[test]
 fn a_small_queue_depth_is_enough() -> Result<()> {
     let lab = Lab::with_transport(json!({ "trtype": "TCP", "sess_queue_depth": 2 }))?;
-    verify(lab.port, &["-o", "4096", "-q", "32", "-t", "1"]).map(drop)
+    verify(Perf::new(lab.port, EXPORT, "verify").args(&["-o", "4096", "-q", "32", "-t", "1"]))
+        .map(drop)
 }
 
 #[test]
@@ -75,7 +78,12 @@ fn an_attached_device_can_be_exported_on() -> Result<()> {
         .call("rtrs_create_transport", json!({ "trtype": "TCP" }))?;
     let port = Lab::listen(&lab.initiator, "127.0.0.1")?;
     Lab::export(&lab.initiator, EXPORT, &bdev)?;
-    verify(port, &["-m", "[0]", "-o", "4096", "-q", "16", "-t", "2"]).map(drop)
+    verify(
+        Perf::new(port, EXPORT, "verify")
+            .cores("[0]")
+            .args(&["-o", "4096", "-q", "16", "-t", "2"]),
+    )
+    .map(drop)
 }
 
 #[test]
@@ -151,15 +159,7 @@ fn two_sessions_and_two_devices_do_not_disturb_each_other() -> Result<()> {
     let second = json!({ "name": "Malloc1", "num_blocks": 65_536, "block_size": 4096 });
     lab.target.call("bdev_malloc_create", second)?;
     Lab::export(&lab.target, "disk1", "Malloc1")?;
-    let args = [
-        "-o",
-        "4096",
-        "-q",
-        "8",
-        "-t",
-        "2",
-        "--disable-cpumask-locks",
-    ];
+    let args = ["-o", "4096", "-q", "8", "-t", "2"];
     let first = Perf::new(lab.port, EXPORT, "verify").args(&args).spawn()?;
     let second = Perf::new(lab.port, "disk1", "verify").args(&args).spawn()?;
     for report in [first.report()?, second.report()?] {

@@ -38,16 +38,7 @@ fn lab_on_a_file() -> Result<Lab> {
 fn a_killed_target_comes_back_and_no_byte_is_wrong() -> Result<()> {
     let mut lab = lab_on_a_file()?;
     let perf = Perf::new(lab.port, "image", "verify")
-        .args(&[
-            "-o",
-            "4096",
-            "-q",
-            "32",
-            "-t",
-            "12",
-            "--reconnect-delay",
-            "1",
-        ])
+        .args(&["-o", "4096", "-q", "32", "-t", "12"])
         .spawn()?;
     for _ in 0..3 {
         wait_until("the load is on", SOON, || Ok(sessions(&lab.target)? == 1))?;
