@@ -58,13 +58,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for(ready, what, seconds=20):
-    """Returns when `ready()` is true; ends the program when that takes too long."""
+def wait_for(ready, server, seconds=20):
+    """Returns `server` when `ready()` is true; ends the program when that takes too long."""
     deadline = time.monotonic() + seconds
     while not ready():
-        if time.monotonic() > deadline:
-            sys.exit(f"{what} did not come up within {seconds} s")
+        if time.monotonic() > deadline or server.process.poll() is not None:
+            with server:
+                sys.exit(f"{server.command[0]} did not come up:\n{pathlib.Path(server.log.name).read_text()}")
         time.sleep(0.05)
+    return server
 
 
 def listens(port):
@@ -77,8 +79,9 @@ class Server:
     """A process that runs as long as the `with` block."""
 
     def __init__(self, command, log):
+        self.command = list(map(str, command))
         self.log = open(log, "w")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
 
     def __enter__(self):
         return self
@@ -107,9 +110,7 @@ class Rnbd:
         config = self.work / "target.json"
         config.write_text(json.dumps(self.config()))
         command = [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "tgt.sock", "-c", config]
-        server = Server(list(map(str, command)), self.work / "tgt.log")
-        wait_for(lambda: listens(self.port), "rnbd_tgt")
-        return server
+        return wait_for(lambda: listens(self.port), Server(command, self.work / "tgt.log"))
 
     def config(self):
         """The target's configuration: a list of RPC calls."""
@@ -139,7 +140,8 @@ class Rnbd:
         command += ["-q", case.depth, "-o", case.block, "-w", case.rw, "-t", seconds, "--json", out]
         check(list(map(str, command)), self.work / "perf.log")
         job = json.loads(out.read_text())["results"][0]
-        return Result(job["iops"], job["p50_latency_us"], job["p99_latency_us"])
+        percentiles = job["latency_percentiles_us"]
+        return Result(job["iops"], percentiles["50"], percentiles["99"])
 
 
 class Nbdkit:
@@ -156,9 +158,8 @@ class Nbdkit:
         """nbdkit with as much memory as the others have."""
         where = ["-U", self.socket] if self.unix else ["-i", "127.0.0.1", "-p", self.port]
         command = pinned(TARGET_CORE, "nbdkit", "-f", *where, "memory", f"{DEVICE_MIB}M")
-        server = Server(command, self.work / "nbdkit.log")
-        wait_for(self.socket.exists if self.unix else lambda: listens(self.port), "nbdkit")
-        return server
+        ready = self.socket.exists if self.unix else lambda: listens(self.port)
+        return wait_for(ready, Server(command, self.work / "nbdkit.log"))
 
     def run(self, case, seconds):
         """One run of fio."""
@@ -193,9 +194,7 @@ class Spdk:
         config.write_text(json.dumps(self.config()))
         command = [self.build / "build/bin/nvmf_tgt", "-m", f"[{TARGET_CORE}]", "--no-huge", "-s", "2048"]
         command += ["-r", self.work / "spdk.sock", "-c", config]
-        server = Server(list(map(str, command)), self.work / "spdk.log")
-        wait_for(lambda: listens(self.port), "nvmf_tgt")
-        return server
+        return wait_for(lambda: listens(self.port), Server(command, self.work / "spdk.log"))
 
     def config(self):
         """The target's configuration."""
@@ -307,8 +306,8 @@ def count_instructions(work, rw, ios):
     target_out, perf_out = work / "callgrind.target", work / "callgrind.perf"
     target = [*grind, f"--callgrind-out-file={target_out}", BIN / "rnbd_tgt", "-m", "[0]", "--reactor-mode",
               "adaptive", "-r", work / "grind.sock", "-c", config]
-    with Server(list(map(str, target)), work / "grind.log"):
-        wait_for(lambda: listens(rnbd.port), "rnbd_tgt under valgrind", 120)
+    server = Server(target, work / "grind.log")
+    with wait_for(lambda: listens(rnbd.port), server, 120):
         attach = f"trtype=TCP,traddr=127.0.0.1,trsvcid={rnbd.port},device=disk0"
         perf = [*grind, f"--callgrind-out-file={perf_out}", BIN / "rnbd_perf", "-m", "[1]", "--reactor-mode",
                 "adaptive", "--attach", attach, "-q", 32, "-o", 4096, "-w", rw, "--ios", ios]
