@@ -85,6 +85,7 @@ impl World<'_> {
     pub(crate) fn leave(&mut self) -> Result<(), String> {
         for nth in 0..self.initiators.len() {
             self.count_jobs(nth);
+            self.count_paths(nth)?;
             let detached = self.answer("the detaching", |world| world.initiators[nth].detach())?;
             detached.map_err(|error| format!("detaching failed: {error}"))?;
         }
@@ -93,6 +94,19 @@ impl World<'_> {
             host.stop();
             if host.used_bytes() != 0 {
                 return Err(format!("{} keeps {} bytes", host.name, host.used_bytes()));
+            }
+        }
+        Ok(())
+    }
+
+    /// No permit is in use, and what the path went through is added to the report.
+    fn count_paths(&mut self, nth: usize) -> Result<(), String> {
+        let asked = self.answer("the path", |world| world.initiators[nth].path_stats())?;
+        for path in asked.map_err(|error| error.to_string())? {
+            self.report.reconnects += path.reconnects_ok;
+            self.report.retries += path.failovered;
+            if path.inflight != 0 {
+                return Err(format!("permits are in use without any I/O: {path:?}"));
             }
         }
         Ok(())

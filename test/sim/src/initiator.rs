@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bdev_rnbd::{
     AttachParams, ControlError, ControllerInfo, DeviceParams, Initiator, InitiatorConfig,
-    InitiatorControl, InitiatorShard, Options,
+    InitiatorControl, InitiatorShard, Options, PathStats,
 };
 use rnbd_base::{CoreIndex, Nanos, NoWake, Wake};
 use rnbd_bdev::Registry;
@@ -207,6 +207,14 @@ impl InitiatorHost {
         let (answer, reply) = Answer::new();
         let running = self.running.as_ref()?;
         running.initiator.get_controllers(Some(CONTROLLER), reply);
+        Some(answer)
+    }
+
+    /// Asks for the counters of the path.
+    pub(crate) fn path_stats(&self) -> Option<Answer<Result<Vec<PathStats>, ControlError>>> {
+        let (answer, reply) = Answer::new();
+        let running = self.running.as_ref()?;
+        running.initiator.path_stats(Some(CONTROLLER), reply);
         Some(answer)
     }
 

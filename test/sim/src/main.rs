@@ -55,20 +55,19 @@ fn main() -> Result<ExitCode> {
         if arguments.verbose {
             writeln!(stdout(), "seed {seed}: {report:?}")?;
         }
-        total.completed += report.completed;
-        total.failed += report.failed;
-        total.faults += report.faults;
-        total.time += report.time;
+        total.add(&report);
     }
     writeln!(
         stdout(),
-        "{} seeds from {}: {} I/Os, {} of them failed as they may, {} faults, {:?} simulated, no \
-         wrong byte",
+        "{} seeds from {}: {} I/Os ({} failed as they may, {} sent again), {} faults, {} \
+         reconnects, {:?} simulated; nothing wrong",
         arguments.seeds,
         arguments.from,
         total.completed,
         total.failed,
+        total.retries,
         total.faults,
+        total.reconnects,
         total.time
     )?;
     Ok(ExitCode::SUCCESS)

@@ -42,10 +42,27 @@ pub struct Report {
     pub failed: u64,
     /// Faults that happened.
     pub faults: u64,
+    /// Times that a path came back, of the controllers that were there at the end.
+    pub reconnects: u64,
+    /// Requests that were sent again after their path was lost, of the same.
+    pub retries: u64,
     /// The time at the end.
     pub time: Nanos,
     /// Rounds of polls.
     pub rounds: u64,
+}
+
+impl Report {
+    /// Adds what another seed played.
+    pub fn add(&mut self, other: &Self) {
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.faults += other.faults;
+        self.reconnects += other.reconnects;
+        self.retries += other.retries;
+        self.time += other.time;
+        self.rounds += other.rounds;
+    }
 }
 
 /// Hosts, network, disks and time of one seed.
