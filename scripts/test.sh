@@ -2,9 +2,10 @@
 # Sets up and runs the tests: all suites, or those named.
 #
 #   scripts/test.sh                       everything that CI runs
-#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz
+#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz, vm
 #   scripts/test.sh --long [SUITE…]       the thorough variant
 #   scripts/test.sh sim --from S --seeds N   replay simulator seeds
+#   scripts/test.sh vm CASE…              cases of test/vm (test/vm/run --list)
 #
 # Every suite ends in one line; the last line of all is "N passed, N failed, N skipped".
 source "$(dirname "$0")/common.sh"
@@ -12,13 +13,19 @@ source "$(dirname "$0")/common.sh"
 long=false
 suites=()
 sim_args=()
+vm_cases=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --long) long=true ;;
         --from | --seeds) sim_args+=("$1" "${2:?$1 needs a number}"); shift ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) die "unknown option $1 (see --help)" ;;
-        *) suites+=("$1") ;;
+        *)
+            if [ "${suites[*]: -1}" = vm ] && [ -e "$repo/test/vm/cases/$1.sh" ]; then
+                vm_cases+=("$1")
+            else
+                suites+=("$1")
+            fi ;;
     esac
     shift
 done
@@ -83,6 +90,11 @@ suite_fuzz() {
     done
 }
 
+suite_vm() {
+    $long && vm_cases=(--long "${vm_cases[@]}")
+    test/vm/run "${vm_cases[@]}"
+}
+
 run_suite() {
     local name=$1 log="$cache/test-$1.log" started=$SECONDS status=0
     say "suite $name …"
@@ -90,7 +102,11 @@ run_suite() {
     ("suite_$name") >"$log" 2>&1 || status=$?
     local seconds=$((SECONDS - started))
     case $status in
-        0) passed=$((passed + 1)); echo "suite $name: passed ($(count_tests "$log"), $seconds s)" ;;
+        0)
+            passed=$((passed + 1))
+            # What a suite has to tell even when all is well follows such a line.
+            sed -n '/^=== /,$p' "$log"
+            echo "suite $name: passed ($(count_tests "$log"), $seconds s)" ;;
         77)
             # On a developer's machine a suite may lack its tools; in CI that is a failure.
             if [ "${CI:-}" = true ]; then
@@ -106,7 +122,7 @@ run_suite() {
 }
 
 for suite in "${suites[@]}"; do
-    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz)"
+    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz vm)"
 done
 for suite in "${suites[@]}"; do
     run_suite "$suite"

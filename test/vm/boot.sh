@@ -1,6 +1,7 @@
 # Starts guests, once set_up has been called. To be sourced.
 # shellcheck shell=bash
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/build.sh"
 
 accelerator=tcg,thread=multi
 guest_pid=
@@ -64,7 +65,8 @@ make_job() {
         for name in $(compgen -e | grep -E '^(RNBD|RUST)_'); do
             declare -p "$name"
         done
-        printf 'export RNBD_MODULES=%q TERM=%q\n' "$modules" "${TERM:-dumb}"
+        printf 'export RNBD_MODULES=%q RNBD_PROGRAMS=%q TERM=%q\n' \
+            "$modules" "$programs" "${TERM:-dumb}"
         printf 'cd %q\n' "$PWD"
         printf 'exec /bin/bash'
         printf ' %q' "$vm/guest/session.sh" "$limit" "$@"

@@ -1,0 +1,22 @@
+# Builds programs for guests; for the `prepare` of cases. To be sourced after scripts/common.sh.
+# shellcheck shell=bash disable=SC2154
+
+# They are copied, so that a build that goes on meanwhile does not change them under a guest. The
+# guest finds them under the same name in $RNBD_PROGRAMS.
+programs=$cache/vm/programs
+
+# keep_program FILE NAME
+keep_program() {
+    mkdir -p "$programs"
+    cp "$1" "$programs/$2.new"
+    mv "$programs/$2.new" "$programs/$2"
+}
+
+# build_test CRATE TEST NAME: an integration test's program.
+build_test() {
+    local file
+    need_rust
+    file=$(cargo test --quiet --locked -p "$1" --test "$2" --no-run --message-format json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+    keep_program "$file" "$3"
+}
