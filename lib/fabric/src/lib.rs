@@ -14,7 +14,7 @@ pub mod conformance;
 mod domains;
 mod fabric;
 pub mod sim;
-mod slab;
+pub mod slab;
 pub mod tcp;
 mod types;
 

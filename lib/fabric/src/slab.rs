@@ -1,11 +1,11 @@
-//! Tables whose entries are reached by an index and a generation.
+//! Tables whose entries are reached by an index and a generation, for those who write a fabric.
 
 use std::collections::VecDeque;
 
 /// A table of `T`. An entry's generation changes each time its slot is taken, so an old handle
 /// reaches nothing.
 #[derive(Debug)]
-pub(crate) struct Slab<T> {
+pub struct Slab<T> {
     slots: Vec<Slot<T>>,
     free: VecDeque<u32>,
     limit: u32,
@@ -19,11 +19,11 @@ struct Slot<T> {
 
 /// The table is full.
 #[derive(Debug)]
-pub(crate) struct Full;
+pub struct Full;
 
 impl<T> Slab<T> {
     /// An empty table of at most `limit` entries.
-    pub(crate) fn new(limit: u32) -> Self {
+    pub fn new(limit: u32) -> Self {
         Self {
             slots: Vec::new(),
             free: VecDeque::new(),
@@ -33,7 +33,10 @@ impl<T> Slab<T> {
 
     /// Adds what `make` makes from the index and generation it will have. The slot that has been
     /// free for longest is taken.
-    pub(crate) fn insert(&mut self, make: impl FnOnce(u32, u32) -> T) -> Result<(u32, u32), Full> {
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn insert(&mut self, make: impl FnOnce(u32, u32) -> T) -> Result<(u32, u32), Full> {
         let index = match self.free.pop_front() {
             Some(index) => index,
             None => self.grow()?,
@@ -56,14 +59,16 @@ impl<T> Slab<T> {
         Ok(index)
     }
 
-    pub(crate) fn get(&self, index: u32, generation: u32) -> Option<&T> {
+    /// The entry, if the slot has not been taken anew since.
+    pub fn get(&self, index: u32, generation: u32) -> Option<&T> {
         let slot = self.slots.get(index as usize)?;
         slot.value
             .as_ref()
             .filter(|_| slot.generation == generation)
     }
 
-    pub(crate) fn get_mut(&mut self, index: u32, generation: u32) -> Option<&mut T> {
+    /// The same, to be changed.
+    pub fn get_mut(&mut self, index: u32, generation: u32) -> Option<&mut T> {
         let slot = self.slots.get_mut(index as usize)?;
         slot.value
             .as_mut()
@@ -71,29 +76,30 @@ impl<T> Slab<T> {
     }
 
     /// The entry in the slot, whatever its generation.
-    pub(crate) fn at_mut(&mut self, index: u32) -> Option<&mut T> {
+    pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
         self.slots.get_mut(index as usize)?.value.as_mut()
     }
 
-    pub(crate) fn remove(&mut self, index: u32, generation: u32) -> Option<T> {
+    /// Takes the entry out and frees its slot.
+    pub fn remove(&mut self, index: u32, generation: u32) -> Option<T> {
         self.get(index, generation)?;
         self.free.push_back(index);
         self.slots[index as usize].value.take()
     }
 
     /// The indices of all slots, free ones included.
-    pub(crate) fn indices(&self) -> std::ops::Range<u32> {
+    pub fn indices(&self) -> std::ops::Range<u32> {
         0..u32::try_from(self.slots.len()).expect("indices are 32-bit")
     }
 
     /// All entries with their index and generation.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = ((u32, u32), &T)> {
+    pub fn iter(&self) -> impl Iterator<Item = ((u32, u32), &T)> {
         let slots = (0_u32..).zip(&self.slots);
         slots.filter_map(|(index, slot)| Some(((index, slot.generation), slot.value.as_ref()?)))
     }
 
     /// The same, to be changed.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = ((u32, u32), &mut T)> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = ((u32, u32), &mut T)> {
         let slots = (0_u32..).zip(&mut self.slots);
         slots.filter_map(|(index, slot)| Some(((index, slot.generation), slot.value.as_mut()?)))
     }
