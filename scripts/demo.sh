@@ -56,7 +56,7 @@ start() {
 }
 
 umount_nbd() {
-    fusermount3 -u "$mounted" 2>/dev/null || fusermount -u "$mounted"
+    fusermount3 -u "$mounted"
     mounted=
 }
 
@@ -65,7 +65,7 @@ umount_nbd() {
 write_file_system() {
     local commands=$work/debugfs.cmd
     printf 'mkdir /demo\nwrite %s /demo/README.md\nrm /doc/copyright\n' "$repo/README.md" >"$commands"
-    if [ -e /dev/fuse ] && command -v nbdfuse >/dev/null; then
+    if [ -e /dev/fuse ]; then
         local disk=$work/disk
         touch "$disk"
         nbdfuse "$disk" "$uri" >"$work/nbdfuse.log" 2>&1 &
@@ -89,7 +89,8 @@ write_file_system() {
 
 begin "installing what is missing"
 need_rust
-need_packages mkfs.ext4=e2fsprogs qemu-img=qemu-utils nbdcopy=libnbd-bin python3=python3
+need_packages mkfs.ext4=e2fsprogs qemu-img=qemu-utils nbdcopy=libnbd-bin
+[ ! -e /dev/fuse ] || need_packages fusermount3=fuse3
 [ "$(nproc)" -ge 2 ] || { step="two processors are needed, one for each side"; exit 1; }
 
 begin "building (a first build takes a few minutes)"
@@ -108,7 +109,7 @@ say "$(find "$work/files" -type f | wc -l) files, $(du -sh "$work/files" | cut -
 
 begin "starting the target on core 0 and exporting the image"
 start target "$target_sock" 0
-target bdev_uring_create --name image0 --filename "$image" --block-size 4096
+target bdev_uring_create --name image0 --filename "$image" --block-size 512
 target bdev_uring_create --name scratch0 --filename "$work/scratch.img" --block-size 512
 target bdev_malloc_create --name ram0 --num-blocks 1048576 --block-size 512
 target rtrs_create_transport --trtype TCP
