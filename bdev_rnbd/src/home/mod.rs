@@ -283,7 +283,12 @@ impl Home {
                 self.map_wanted(core);
             }
             SessionEvent::Down(error) => {
-                log::warn!("{}: session {} is down: {error}", self.name, self.sessname);
+                let level = match error {
+                    PathError::Requested => log::Level::Info,
+                    _ => log::Level::Warn,
+                };
+                let (name, sessname) = (&self.name, &self.sessname);
+                log::log!(level, "{name}: session {sessname} is down: {error}");
                 self.client.handle_session_down();
             }
             SessionEvent::FastIoFail => self.set_mode(IoMode::Fail(Errno::TIMEDOUT), core),
