@@ -7,7 +7,7 @@ prepare() { need_packages tcpdump=tcpdump; }
 
 # Leaves kernel-N.pcap and kernel-Y.pcap, for always_invalidate off and on, in the job folder.
 run() {
-    modprobe null_blk memory_backed=1 discard=1 gb=1
+    null_device disk0 24
     cable_up
     local mode
     for mode in N Y; do
@@ -39,7 +39,7 @@ packets() { tcpdump -r "$1" 2>/dev/null | wc -l; }
 
 some_of_everything() {
     local device
-    device=$(kernel_map golden 10.9.2.1,ip:10.9.2.2 dev/nullb0 access_mode=rw)
+    device=$(kernel_map golden 10.9.2.1,ip:10.9.2.2 dev/disk0 access_mode=rw)
     fio_verified "$device" --rw=write --bs=128k --size=1m
     fio_verified "$device" --rw=randwrite --bs=512 --size=16k
     dd if=/dev/zero of="$device" bs=4k count=4 oflag=direct,sync status=none

@@ -3,23 +3,22 @@ about="the kernel's client on the kernel's server, always_invalidate off and on:
 limit=180
 
 run() {
-    modprobe brd rd_nr=1 rd_size=65536
+    null_device disk0 24
     local mode
     for mode in N Y; do
         note "always_invalidate=$mode"
-        load_kernel_server always_invalidate=$mode
+        load_kernel_server "always_invalidate=$mode"
         load_kernel_client
-        verify_mapped
+        use_mapped
         unload_kernel_client
         unload_kernel_server
     done
 }
 
-verify_mapped() {
+use_mapped() {
     local device
-    device=$(kernel_map s1 10.9.0.1 dev/ram0 access_mode=rw)
-    fio_verified "$device" --rw=randwrite --bs=4k
-    fio_verified "$device" --rw=write --bs=128k
-    cmp "$device" /dev/ram0
+    device=$(kernel_map s1 10.9.0.1 dev/disk0 access_mode=rw)
+    exercise "$device"
+    same "$device" /dev/disk0
     kernel_unmap "$device"
 }

@@ -38,6 +38,17 @@ unload_kernel_client() {
     rmmod rnbd_client rtrs_client
 }
 
+# null_device NAME MIB: a block device /dev/NAME in memory, with discard and a write cache.
+null_device() {
+    local settings=/sys/kernel/config/nullb/$1
+    modprobe null_blk nr_devices=0
+    mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
+    mkdir "$settings"
+    echo "$2" >"$settings/size"
+    echo 4 >"$settings/cache_size"
+    echo 1 | tee "$settings/memory_backed" "$settings/discard" "$settings/power" >/dev/null
+}
+
 # kernel_map SESSION ADDRESS DEVICE_PATH [OPTION=VALUE]…: maps with the kernel's client and prints
 # the device. Options are those of map_device, such as access_mode=ro.
 kernel_map() {
@@ -71,7 +82,34 @@ fio_verified() {
         --size=16m "$@" | grep -E 'IOPS=|err=|verify:'
 }
 
-# The checksum of a whole block device or of a file, past the page cache.
+# exercise DEVICE: verified I/O of several sizes, flushes, and a discard.
+exercise() {
+    fio_verified "$1" --rw=randwrite --bs=4k --size=8m
+    fio_verified "$1" --rw=write --bs=128k
+    fio_verified "$1" --rw=randrw --bsrange=512-124k --size=8m
+    fio_verified "$1" --rw=randwrite --bs=4k --size=512k --fsync=8
+    blkdiscard --offset 0 --length 1MiB "$1"
+}
+
+# exercise_files DEVICE: a file system on it is filled, and sound after it was unmounted.
+exercise_files() {
+    local place=/run/files
+    mkdir -p "$place"
+    mkfs.ext4 -q "$1"
+    mount "$1" "$place"
+    cp -r /usr/share/perl5 "$place"
+    umount "$place"
+    e2fsck -fn "$1"
+    mount -o ro "$1" "$place"
+    diff -r /usr/share/perl5 "$place/perl5"
+    umount "$place"
+}
+
+# same DEVICE DEVICE: equal to the last byte, read past the page cache.
+same() {
+    [ "$(checksum "$1")" = "$(checksum "$2")" ] || fail "$1 and $2 differ"
+}
+
 checksum() {
     dd if="$1" bs=1M iflag=direct status=none | md5sum | cut -d' ' -f1
 }
