@@ -32,7 +32,8 @@ need_packages() {
 
 # Rust of the version that Cargo.toml names, or newer.
 need_rust() {
-    need_packages cc=gcc ld=binutils /usr/include/stdio.h=libc6-dev
+    need_packages cc=gcc ld=binutils /usr/include/stdio.h=libc6-dev \
+        /etc/ssl/certs/ca-certificates.crt=ca-certificates
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml" | head -1)
     found=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
