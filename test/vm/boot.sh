@@ -61,6 +61,8 @@ make_job() {
     shift 2
     rm -rf "$job"
     mkdir -p "$job"
+    # A copy, so that editing them does not disturb a guest that runs.
+    cp -r "$vm/guest" "$job/guest"
     {
         for name in $(compgen -e | grep -E '^(RNBD|RUST)_'); do
             declare -p "$name"
@@ -69,7 +71,7 @@ make_job() {
             "$modules" "$programs" "${TERM:-dumb}"
         printf 'cd %q\n' "$PWD"
         printf 'exec /bin/bash'
-        printf ' %q' "$vm/guest/session.sh" "$limit" "$@"
+        printf ' %q' /run/job/guest/session.sh "$limit" "$@"
         echo
     } >"$job/start"
 }

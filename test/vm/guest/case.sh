@@ -2,6 +2,7 @@
 # Runs in the guest: case.sh FILE. Runs that case; any command that fails is its end.
 # shellcheck source=/dev/null
 source "$(dirname "$0")/helpers.sh"
+source "$(dirname "$0")/ours.sh"
 source "$1"
 set -euo pipefail
 run
