@@ -35,9 +35,9 @@ cd "$repo"
 export RUST_BACKTRACE=1
 passed=0 failed=0 skipped=0
 
-# Counts of the "test result:" lines in a log, as "N tests".
+# Counts what the test runners of a log say, as "N tests".
 count_tests() {
-    awk '/^test result:/ {n += $4} END {printf "%d tests", n}' "$1"
+    awk '/^test result:/ {n += $4} /^Ran [0-9]+ tests in/ {n += $2} END {printf "%d tests", n}' "$1"
 }
 
 suite_lint() {
@@ -54,7 +54,9 @@ suite_unit() {
     need_rust
     need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
     need_python spdk
-    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --all-features --locked
+    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --all-features --locked &&
+        cargo build --quiet -p rnbd-rpc --example echo_methods --locked &&
+        "$cache/venv/bin/python" scripts/test_rnbd_plugin.py target/debug/examples/echo_methods
 }
 
 suite_sim() {
