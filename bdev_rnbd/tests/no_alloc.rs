@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -20,36 +18,6 @@ use rnbd_proto::target::{
     TargetConfig, TargetHandle, TargetShard, build,
 };
 use rnbd_wire::rnbd::AccessMode;
-
-/// Counts what is allocated and freed while it is armed.
-struct Counting;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if ARMED.load(Ordering::Relaxed) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A target and an initiator, polled in turn by one thread.
 struct Pair {
@@ -201,10 +169,7 @@ fn reads_and_writes_are_done_without_an_allocation() {
             }
         };
         run(2000);
-        COUNT.store(0, Ordering::Relaxed);
-        ARMED.store(true, Ordering::Relaxed);
-        run(5000);
-        ARMED.store(false, Ordering::Relaxed);
-        assert_eq!(COUNT.load(Ordering::Relaxed), 0, "new_rkey {new_rkey}");
+        let counted = allocation_counter::measure(|| run(5000));
+        assert_eq!(counted.count_total, 0, "new_rkey {new_rkey}");
     }
 }

@@ -2,51 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
 use rnbd_base::{CoreIndex, Nanos};
 use rnbd_bdev::{
     BdevIo, Channel, DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, IoDone, IoOp, MallocBdev,
     MallocOptions, NullBdev, NullOptions, Registry, UringBdev, UringOptions,
 };
 use rnbd_mem::{Memory, MemoryConfig, Pages, Span};
-
-/// Counts what is allocated and freed while it is armed.
-struct Counting;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if ARMED.load(Ordering::Relaxed) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const DEPTH: u32 = 8;
 
@@ -123,7 +84,7 @@ fn make_devices(registry: &Registry, memory: &Memory, image: &std::path::Path) -
     ]
 }
 
-/// The stacks cover malloc and null too. One test for all, because the count is one.
+/// The stacks cover malloc and null too.
 #[test]
 fn nothing_is_allocated_per_io() {
     let image = tempfile::NamedTempFile::new().unwrap();
@@ -136,10 +97,7 @@ fn nothing_is_allocated_per_io() {
         let desc = registry.open(&name, true).unwrap();
         let mut channel = desc.open_channel(CoreIndex(0), DEPTH).unwrap();
         let mut done = Vec::with_capacity(DEPTH as usize);
-        COUNT.store(0, Ordering::Relaxed);
-        ARMED.store(true, Ordering::Relaxed);
-        work(&mut channel, &mut done, buf, 50);
-        ARMED.store(false, Ordering::Relaxed);
-        assert_eq!(COUNT.load(Ordering::Relaxed), 0, "{name}");
+        let counted = allocation_counter::measure(|| work(&mut channel, &mut done, buf, 50));
+        assert_eq!(counted.count_total, 0, "{name}");
     }
 }

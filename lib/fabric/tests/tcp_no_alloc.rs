@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
 use rnbd_base::Nanos;
 use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
 use rnbd_fabric::{
@@ -13,42 +10,6 @@ use rnbd_fabric::{
     WrOp,
 };
 use rnbd_mem::{Buffer, Memory, MemoryConfig, Pages};
-
-/// Counts what is allocated and freed while it is armed.
-struct Counting;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if ARMED.load(Ordering::Relaxed) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const LIMITS: QpLimits = QpLimits {
     send_wrs: 16,
@@ -169,14 +130,14 @@ fn work_on_a_connection_allocates_nothing() {
         }
     };
     rounds(&mut near, &mut far, 4);
-    ARMED.store(true, Ordering::Relaxed);
-    rounds(&mut near, &mut far, 400);
-    // Long enough for the connections to be left to epoll, and once more from there.
-    for _ in 0..20_000 {
-        near.poll(Nanos::from_secs(1));
-        far.poll(Nanos::from_secs(1));
-    }
-    rounds(&mut near, &mut far, 4);
-    ARMED.store(false, Ordering::Relaxed);
-    assert_eq!(COUNT.load(Ordering::Relaxed), 0);
+    let counted = allocation_counter::measure(|| {
+        rounds(&mut near, &mut far, 400);
+        // Long enough for the connections to be left to epoll, and once more from there.
+        for _ in 0..20_000 {
+            near.poll(Nanos::from_secs(1));
+            far.poll(Nanos::from_secs(1));
+        }
+        rounds(&mut near, &mut far, 4);
+    });
+    assert_eq!(counted.count_total, 0);
 }

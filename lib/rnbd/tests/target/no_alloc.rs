@@ -1,54 +1,13 @@
 //! Serving allocates nothing once sessions and devices are open.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use rnbd_base::Poll;
 use rnbd_wire::rnbd::{AccessMode, Op};
 
 use crate::client::{Identity, io};
 use crate::rig::{BLOCK, DEPTH, Loopback, Options, Rig, new_rkey};
 
-/// Counts what the current thread allocates and frees while it is armed.
-struct Counting;
-
-thread_local! {
-    static ARMED: Cell<bool> = const { Cell::new(false) };
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count() {
-    if ARMED.get() {
-        COUNT.set(COUNT.get() + 1);
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's obligations are the same.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Allocations of the shard while `rounds` times all chunks are used for reads and writes.
-fn allocations(options: Options, export: &str, rounds: u32) -> usize {
+fn allocations(options: Options, export: &str, rounds: u32) -> u64 {
     let mut rig = Rig::new(Loopback::new(), options);
     let mut client = rig.up(Identity::new("clt1", 1));
     let id = rig
@@ -56,6 +15,7 @@ fn allocations(options: Options, export: &str, rounds: u32) -> usize {
         .unwrap()
         .device_id;
     let data = [7; 4 * BLOCK];
+    let mut allocations = 0;
     for round in 0..rounds {
         for msg_id in 0..DEPTH {
             let cid = usize::from(msg_id) % 3;
@@ -67,15 +27,16 @@ fn allocations(options: Options, export: &str, rounds: u32) -> usize {
             }
         }
         while client.answers.len() < usize::from(DEPTH) {
-            ARMED.set(round >= 4);
-            rig.shards[0].poll(rig.now);
-            ARMED.set(false);
+            let counted = allocation_counter::measure(|| {
+                rig.shards[0].poll(rig.now);
+            });
+            allocations += if round < 4 { 0 } else { counted.count_total };
             client.poll(rig.now);
             rig.now = crate::rig::World::advance(&mut rig.world, rig.now, None);
         }
         assert!(client.answers.drain(..).all(|answer| answer.status.is_ok()));
     }
-    COUNT.take()
+    allocations
 }
 
 #[test]
