@@ -4,5 +4,6 @@
 source "$(dirname "$0")/helpers.sh"
 source "$(dirname "$0")/ours.sh"
 source "$1"
-set -euo pipefail
+set -Eeuo pipefail
+trap 'printf "FAILED: %s (%s)\n" "$BASH_COMMAND" "${FUNCNAME[*]}" >&2' ERR
 run
