@@ -261,39 +261,6 @@ pub struct IoPath {
     pub inflight: u64,
 }
 
-/// Something that watchers may want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notification {
-    /// Type, for example `bdev_rnbd_path_state`.
-    pub kind: &'static str,
-    /// What about, at most 127 bytes.
-    pub ctx: String,
-}
-
-impl Notification {
-    const CTX_BYTES: usize = 127;
-
-    pub(crate) fn new(kind: &'static str, ctx: String) -> Self {
-        Self {
-            kind,
-            ctx: shorten(ctx),
-        }
-    }
-}
-
-/// Ends in `…` if it had to be cut.
-fn shorten(mut text: String) -> String {
-    if text.len() > Notification::CTX_BYTES {
-        let mut end = Notification::CTX_BYTES - '…'.len_utf8();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
-    text
-}
-
 /// The initiator without the type of its fabric. No call blocks.
 pub trait InitiatorControl: Send + Sync + fmt::Debug {
     /// What holds for all controllers.
@@ -360,16 +327,4 @@ pub trait InitiatorControl: Send + Sync + fmt::Debug {
 
     /// The calls that make all of this again.
     fn config(&self) -> Vec<ConfigCall>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_context_is_cut_visibly() {
-        let long = Notification::new("x", "ä".repeat(100));
-        assert!(long.ctx.len() <= 127 && long.ctx.ends_with('…'));
-        assert_eq!(Notification::new("x", "short".into()).ctx, "short");
-    }
 }

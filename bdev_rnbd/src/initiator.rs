@@ -14,11 +14,12 @@ use rnbd_wire::Name;
 
 use crate::control::{
     AttachParams, ControlError, ControllerInfo, CoreTransport, DeviceParams, InitiatorControl,
-    IoPath, Notification, PathStats, Reply, UnmapMode,
+    IoPath, PathStats, Reply, UnmapMode,
 };
 use crate::directory::{Controller, Directory};
 use crate::gather::Gather;
 use crate::message::{Attach, Command, Inspect, Message, Peer, SessionKey};
+use crate::notification::Notification;
 use crate::options::{Options, Timeouts};
 use crate::shard::InitiatorShard;
 

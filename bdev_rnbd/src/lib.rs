@@ -25,14 +25,16 @@ mod home;
 mod initiator;
 mod memory;
 mod message;
+mod notification;
 mod options;
 mod shard;
 
 pub use bdev::RnbdBdev;
 pub use control::{
     AttachParams, ControlError, ControllerInfo, ControllerState, CoreTransport, DeviceParams,
-    InitiatorControl, IoPath, Notification, PathReport, PathStats, ReconnectInfo, Reply, UnmapMode,
+    InitiatorControl, IoPath, PathReport, PathStats, ReconnectInfo, Reply, UnmapMode,
 };
 pub use initiator::{Initiator, InitiatorConfig, new};
+pub use notification::{Notification, NotificationKind};
 pub use options::{Options, Timeouts};
 pub use shard::InitiatorShard;

@@ -15,10 +15,11 @@ use rnbd_rtrs::clt::{Arrival, PathError};
 use rnbd_wire::rtrs::RkeyRsp;
 
 use crate::channel::CoreChannel;
-use crate::control::{CoreTransport, Notification};
+use crate::control::CoreTransport;
 use crate::directory::Directory;
 use crate::home::Home;
 use crate::message::{Inspect, Message, Peer, SessionKey};
+use crate::notification::{Notification, NotificationKind};
 
 /// Receives notifications; called on reactors, so it must not block.
 pub(crate) type Notify = Arc<dyn Fn(Notification) + Send + Sync>;
@@ -112,7 +113,7 @@ impl<F: Fabric> Core<F> {
         progress
     }
 
-    pub(crate) fn notify(&self, kind: &'static str, ctx: String) {
+    pub(crate) fn notify(&self, kind: NotificationKind, ctx: String) {
         (self.notify)(Notification::new(kind, ctx));
     }
 

@@ -459,7 +459,8 @@ fn watchers_hear_of_paths_and_devices() {
     world.run_for(Nanos::from_secs(3));
     let heard = |kind, ctx: &str| {
         let all = world.notifications.lock().unwrap();
-        all.iter().any(|one| one.kind == kind && one.ctx == ctx)
+        all.iter()
+            .any(|one| one.kind.as_str() == kind && one.ctx == ctx)
     };
     assert!(heard("bdev_rnbd_path_state", "r0:0:connected"));
     assert!(heard("rnbd_device_opened", "r0_disk0"));

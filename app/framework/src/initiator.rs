@@ -16,9 +16,6 @@ use crate::reply::reply;
 use crate::system::{System, notifier};
 use crate::target::fabric_error;
 
-/// Types that the initiator sends.
-const NOTIFICATIONS: &[&str] = &["bdev_rnbd_path_state"];
-
 /// The initiator, once it was needed.
 #[derive(Debug, Default)]
 pub(crate) struct Initiator {
@@ -69,15 +66,12 @@ fn start(system: &System) -> Result<Arc<dyn InitiatorControl>, RpcError> {
         .iter()
         .map(|group| Ok((group.core, fabric()?, reactors.waker(group.core))))
         .collect();
-    for kind in NOTIFICATIONS {
-        system.notifications.register_type(kind);
-    }
     let notify = notifier(&system.handle, &system.notifications);
     let config = InitiatorConfig {
         memory: system.memory.clone(),
         registry: system.bdevs.clone(),
         seed: Uuid::new_v4().as_u64_pair().0,
-        notify: Arc::new(move |event| notify(event.kind, event.ctx)),
+        notify: Arc::new(move |event| notify(event.kind.as_str(), event.ctx)),
     };
     let (control, shards) = bdev_rnbd::new(fabrics?, config);
     for (group, shard) in system.poll_groups.iter().zip(shards) {

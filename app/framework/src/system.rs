@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use bdev_rnbd::NotificationKind;
 use futures_channel::mpsc;
 use futures_util::future::{Either, select};
 use futures_util::{StreamExt, pin_mut};
@@ -83,6 +84,7 @@ impl System {
             init_failed: Flag::default(),
         };
         system.notify_of_bdevs();
+        system.register_initiator_types();
         Ok(system)
     }
 
@@ -116,6 +118,13 @@ impl System {
         self.bdevs.subscribe(move |event| {
             notifier(event.kind.notification_type(), event.name.clone());
         });
+    }
+
+    /// The initiator is made later, but who watches may ask for its types before.
+    fn register_initiator_types(&self) {
+        for kind in NotificationKind::ALL {
+            self.notifications.register_type(kind.as_str());
+        }
     }
 }
 

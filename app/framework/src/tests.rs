@@ -5,7 +5,9 @@ mod metrics;
 use std::future::Future;
 use std::rc::Rc;
 
+use bdev_rnbd::NotificationKind;
 use clap::Parser;
+use rnbd_proto::target::Notification;
 use rnbd_rpc::{ControlLoop, Registry, Rpc, RpcError, Schema, State};
 use serde_json::{Value, json};
 
@@ -170,6 +172,30 @@ fn a_program_is_target_and_initiator_of_itself() {
         fixture.fail("bdev_get_bdevs", json!({"name": "R0"})).code,
         -19
     );
+}
+
+#[test]
+fn all_that_is_notified_has_a_registered_type() {
+    let fixture = Fixture::running();
+    let listed: Vec<String> = serde_json::from_value(fixture.ask("notify_get_types")).unwrap();
+    let port = fixture.listen();
+    fixture.call(
+        "rnbd_export_allow_any_host",
+        json!({"device_path": "disk", "allow_any_host": true}),
+    );
+    fixture.attach(&port, "disk").unwrap();
+    fixture.call("bdev_rnbd_detach_controller", json!({"name": "c0"}));
+
+    let sent = fixture.call("notify_get_notifications", json!({"id": 0}));
+    let sent = sent.as_array().unwrap().iter();
+    let sent: Vec<&str> = sent.filter_map(|one| one["type"].as_str()).collect();
+    let can_be_sent = NotificationKind::ALL.map(NotificationKind::as_str);
+    for kind in sent.iter().chain(&can_be_sent).chain(&Notification::TYPES) {
+        assert!(listed.iter().any(|one| one == kind), "{kind} of {listed:?}");
+    }
+    for kind in ["bdev_register", "bdev_rnbd_path_state", "rtrs_path_up"] {
+        assert!(sent.contains(&kind), "{kind} of {sent:?}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::bdev::{Identity, RnbdBdev};
 use crate::control::{ControlError, DeviceParams, Reply, UnmapMode};
 use crate::directory;
 use crate::message::{DeviceView, Message, Peer};
+use crate::notification::NotificationKind;
 use crate::shard::Core;
 
 /// A device and the bdev that it is here.
@@ -271,7 +272,7 @@ impl Home {
             };
             core.directory.add_device(self.session, entry);
         }
-        core.notify("rnbd_device_opened", name.clone());
+        core.notify(NotificationKind::DeviceOpened, name.clone());
         self.answer_mapping(mapped, Ok(name), core);
     }
 
@@ -353,7 +354,7 @@ impl Home {
         if let Some(bdev) = &device.bdev {
             bdev.set_state(DeviceState::Closed);
         }
-        core.notify("rnbd_device_closed", device.name.clone());
+        core.notify(NotificationKind::DeviceClosed, device.name.clone());
         if matches!(device.removal, Removal::None) {
             self.set_view(index, view, core);
         }
@@ -453,7 +454,7 @@ impl Home {
             return;
         };
         if device.bdev.is_none() {
-            core.notify("rnbd_device_closed", device.name);
+            core.notify(NotificationKind::DeviceClosed, device.name);
         }
         if let Removal::Started(Some(reply)) = device.removal {
             reply(Ok(()));

@@ -18,6 +18,7 @@ use crate::control::{
     ControlError, ControllerInfo, ControllerState, PathReport, PathStats, ReconnectInfo, Reply,
 };
 use crate::message::{Attach, ChannelSetup, IoMode, Message, Route, SessionKey};
+use crate::notification::NotificationKind;
 use crate::options::{Options, Timeouts};
 use crate::shard::Core;
 use devices::Devices;
@@ -270,7 +271,7 @@ impl Home {
             SessionEvent::ReconnectFailed { error, .. } => {
                 log::info!("{}: reconnecting failed: {error}", self.name);
                 core.notify(
-                    "bdev_rnbd_reconnect_failed",
+                    NotificationKind::ReconnectFailed,
                     format!("{}:{}", self.name, PATH.0),
                 );
                 self.answer_reconnecting(&Err(error));
@@ -298,7 +299,7 @@ impl Home {
 
     fn on_path<F: Fabric>(&mut self, state: PathState, error: PathError, core: &mut Core<F>) {
         let ctx = format!("{}:{}:{}", self.name, PATH.0, state.as_str());
-        core.notify("bdev_rnbd_path_state", ctx);
+        core.notify(NotificationKind::PathState, ctx);
         match state {
             PathState::Connected => self.answer_reconnecting(&Ok(())),
             PathState::Closed => {

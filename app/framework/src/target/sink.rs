@@ -6,17 +6,6 @@ use futures_util::StreamExt;
 use rnbd_proto::target::{Notification, Sink};
 use rnbd_rpc::{Handle, Notifications};
 
-/// Types that the target sends.
-const TYPES: [&str; 7] = [
-    "rtrs_session_connected",
-    "rtrs_session_disconnected",
-    "rtrs_path_up",
-    "rtrs_path_down",
-    "rtrs_heartbeat_missed",
-    "rnbd_device_opened",
-    "rnbd_device_closed",
-];
-
 /// Passes on what happens on reactors to the control thread, and frees there what takes long.
 pub(super) struct ControlSink {
     events: mpsc::UnboundedSender<Event>,
@@ -29,7 +18,7 @@ enum Event {
 
 impl ControlSink {
     pub(super) fn start(handle: &Handle, notifications: &Notifications) -> Arc<Self> {
-        for kind in TYPES {
+        for kind in Notification::TYPES {
             notifications.register_type(kind);
         }
         let (events, mut arriving) = mpsc::unbounded();

@@ -53,6 +53,17 @@ pub enum Notification {
 }
 
 impl Notification {
+    /// The types of all that a target sends.
+    pub const TYPES: [&str; 7] = [
+        "rtrs_session_connected",
+        "rtrs_session_disconnected",
+        "rtrs_path_up",
+        "rtrs_path_down",
+        "rtrs_heartbeat_missed",
+        "rnbd_device_opened",
+        "rnbd_device_closed",
+    ];
+
     /// Its type in `notify_get_types`.
     #[must_use]
     pub fn notification_type(&self) -> &'static str {
@@ -107,4 +118,41 @@ pub struct IgnoreNotifications;
 
 impl Sink for IgnoreNotifications {
     fn notify(&self, _notification: Notification) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_of_every_notification_is_listed() {
+        let [sessname, path, device, cause] = ["s", "p", "d", "c"].map(str::to_owned);
+        let all = [
+            Notification::SessionConnected {
+                sessname: sessname.clone(),
+            },
+            Notification::SessionDisconnected {
+                sessname: sessname.clone(),
+            },
+            Notification::PathUp {
+                sessname: sessname.clone(),
+                path: path.clone(),
+            },
+            Notification::PathDown {
+                sessname: sessname.clone(),
+                path: path.clone(),
+                cause,
+            },
+            Notification::HeartbeatMissed {
+                sessname: sessname.clone(),
+                path,
+            },
+            Notification::DeviceOpened {
+                sessname: sessname.clone(),
+                device: device.clone(),
+            },
+            Notification::DeviceClosed { sessname, device },
+        ];
+        assert_eq!(all.map(|one| one.notification_type()), Notification::TYPES);
+    }
 }
