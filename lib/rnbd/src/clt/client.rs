@@ -268,14 +268,14 @@ impl Client {
 
     fn on_open_rsp(&mut self, index: DeviceIndex, rsp: &OpenRsp) {
         let Some(device) = self.device_mut(index) else {
-            self.tasks.push_back(Task::Close(None, rsp.device_id));
+            self.close_first(rsp.device_id);
             return;
         };
         let is_new = device.state == DeviceState::Init;
         match device.on_opened(DeviceInfo::from_open_rsp(rsp)) {
             Opened::Usable(info) => self.events.push_back(ClientEvent::Opened(index, info)),
             Opened::Unusable(reason) => {
-                self.tasks.push_back(Task::Close(None, rsp.device_id));
+                self.close_first(rsp.device_id);
                 if is_new {
                     self.on_new_device_refused(index, Errno::PROTO);
                 } else {
@@ -283,6 +283,12 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Gives back what the server opened for nobody, before an OPEN of the same name that may wait:
+    /// a server answers that one with the device that it has open already.
+    fn close_first(&mut self, device_id: u32) {
+        self.tasks.push_front(Task::Close(None, device_id));
     }
 
     fn on_open_failed(&mut self, index: DeviceIndex, errno: Errno) {

@@ -194,6 +194,24 @@ fn a_late_answer_is_not_taken_for_another_device() {
 }
 
 #[test]
+fn a_late_answer_is_closed_before_the_same_name_is_opened_again() {
+    let (mut client, index) = with_device();
+    client.handle_not_connected(index);
+    client.reopen(index).unwrap();
+    client.poll_message().unwrap();
+    client.unmap(index).unwrap();
+    client.map(name("ram0"), AccessMode::ReadWrite).unwrap();
+    client.handle_answer(Ok(&rsp(7, 1000).to_bytes()));
+    let close = client.poll_message().unwrap();
+    assert_eq!(close.as_bytes(), [5, 0, 0, 0, 7, 0, 0, 0]);
+    client.handle_answer(Ok(&[]));
+    assert_eq!(
+        client.poll_message().unwrap().as_bytes(),
+        vector("rnbd_open_rw")
+    );
+}
+
+#[test]
 fn a_device_is_mapped_once() {
     let (mut client, _) = with_device();
     assert_eq!(
