@@ -135,10 +135,16 @@ impl PathIo {
         }
     }
 
-    pub(super) fn remove_con(&mut self, cid: u16) {
+    /// Returns whether that was the last one: nothing is being sent any more then.
+    pub(super) fn remove_con(&mut self, cid: u16) -> bool {
         if let Some(place) = self.cons.get_mut(usize::from(cid)) {
             *place = None;
         }
+        let last = self.cons.iter().all(Option::is_none);
+        if last {
+            self.sending.fill(0);
+        }
+        last
     }
 
     pub(super) fn cid_num(&self) -> u16 {

@@ -55,18 +55,31 @@ impl<F: Fabric> TargetShard<F> {
         let session = self.sessions.session(key);
         let name = session.and_then(|session| session.name());
         let sessname = name.map_or_else(|| "(not named yet)".to_owned(), |name| name.to_string());
-        match cause {
-            CloseCause::Administrative => {
-                log::info!("session {sessname}: path {path} closes: {cause}");
-            }
-            _ => log::warn!("session {sessname}: path {path} closes: {cause}"),
-        }
+        let level = if self.is_orderly(key, cause) {
+            log::Level::Info
+        } else {
+            log::Level::Warn
+        };
+        log::log!(level, "session {sessname}: path {path} closes: {cause}");
         if was_up {
             self.services.sink.notify(Notification::PathDown {
                 sessname,
                 path,
                 cause: cause.to_string(),
             });
+        }
+    }
+
+    /// Whether somebody wanted the end of a path. A client that goes on purpose closes its devices
+    /// first; one that died closes its connections only.
+    fn is_orderly(&self, key: SessionKey, cause: CloseCause) -> bool {
+        match cause {
+            CloseCause::Administrative => true,
+            CloseCause::ClientClosed => {
+                let client = self.client(key);
+                client.is_none_or(|client| client.devices.iter().all(Option::is_none))
+            }
+            _ => false,
         }
     }
 
@@ -119,8 +132,9 @@ impl<F: Fabric> TargetShard<F> {
         paths.any(|path| matches!(path.state(), PathState::Connected | PathState::Closing))
     }
 
-    /// What the path was still sending from a device's memory no longer keeps that device.
-    fn end_drained_devices(&mut self, key: SessionKey, now: Nanos) {
+    /// What a path was still sending from a device's memory no longer keeps that device. A CLOSE
+    /// of the path itself may wait for it, so this does not wait for the path.
+    pub(super) fn end_drained_devices(&mut self, key: SessionKey, now: Nanos) {
         let places = self.client(key).map_or(0, |client| client.devices.len());
         for place in 0..places {
             self.end_device_if_drained(key, place, now);

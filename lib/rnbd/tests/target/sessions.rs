@@ -303,3 +303,26 @@ fn a_device_taken_away_goes_although_a_lost_path_was_sending_from_it() {
     assert_eq!(rig.sessions()[0].paths.len(), 1);
     assert!(rig.services.exports.opens().is_empty());
 }
+
+#[test]
+fn a_close_does_not_wait_for_data_that_a_lost_path_was_sending() {
+    for steps in 1..30 {
+        let mut rig = Rig::sim(Options::default());
+        let mut client = rig.up(Identity::new("clt1", 1));
+        let id = rig
+            .open(&mut client, "disk", AccessMode::ReadWrite)
+            .unwrap()
+            .device_id;
+        client.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
+        client.close(2, id);
+        for _ in 0..steps {
+            rig.step(&mut [&mut client]);
+        }
+        rig.world.0.crash(host(2), Crash::Process);
+        for _ in 0..1000 {
+            rig.step(&mut []);
+        }
+        assert!(rig.sessions().is_empty(), "after {steps} steps");
+        assert!(rig.services.exports.opens().is_empty());
+    }
+}
