@@ -115,14 +115,11 @@ impl<F: Fabric> Poster<'_, F> {
     }
 
     /// Where the data is, and the device whose own memory that is.
-    fn data(&mut self, msg_id: u16, len: u32) -> (Sge, Option<u32>) {
+    fn data(&self, msg_id: u16, len: u32) -> (Sge, Option<u32>) {
         let request = &self.io.requests[usize::from(msg_id)];
         let (device, source) = (request.device, request.source);
         match source {
-            Source::InPlace(span) => {
-                self.io.on_sending(device);
-                (Sge { span, lkey: 0 }, u32::try_from(device).ok())
-            }
+            Source::InPlace(span) => (Sge { span, lkey: 0 }, u32::try_from(device).ok()),
             Source::Chunk => {
                 let sge = self.io.chunk_sge(msg_id, len as usize);
                 let sge = sge.expect("the length was checked against the chunk");

@@ -36,7 +36,8 @@ pub(super) struct PathIo {
     pub(super) requests: Box<[RequestIo]>,
     pub(super) memory: PathMemory,
     cons: Box<[Option<Con>]>,
-    /// Answers on their way that send a device's memory in place, by device.
+    /// Answers that send a device's memory in place and wait for that or are on their way, by
+    /// device.
     sending: Vec<u32>,
 }
 

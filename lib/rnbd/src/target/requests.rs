@@ -172,6 +172,7 @@ impl<F: Fabric> TargetShard<F> {
         request.bytes = num_blocks * u64::from(view.ok_or(Errno::NOTCONN)?.block_bytes);
         if op == IoOp::Read && device.in_place {
             request.source = device.read_in_place(offset_blocks, num_blocks)?;
+            io.on_sending(place);
             self.counters.completed_io += 1;
             return Ok(Started::Done);
         }

@@ -1,6 +1,7 @@
 //! Sessions and devices come and go.
 
 use rnbd_base::{Errno, Nanos};
+use rnbd_fabric::Fabric;
 use rnbd_fabric::sim::Crash;
 use rnbd_proto::target::{DeviceSelector, Notification};
 use rnbd_wire::rnbd::{AccessMode, Op};
@@ -325,4 +326,42 @@ fn a_close_does_not_wait_for_data_that_a_lost_path_was_sending() {
         assert!(rig.sessions().is_empty(), "after {steps} steps");
         assert!(rig.services.exports.opens().is_empty());
     }
+}
+
+#[test]
+fn a_device_stays_open_while_an_answer_from_its_memory_waits_to_be_sent() {
+    let mut rig = Rig::sim(Options::default());
+    let mut client = rig.up(Identity::new("clt1", 1));
+    let id = rig
+        .open(&mut client, "disk", AccessMode::ReadWrite)
+        .unwrap()
+        .device_id;
+    // The client takes no answers on connection 1 until the target cannot send any more.
+    for _ in 0..1000 {
+        if rig.sessions()[0].inflight > 0 {
+            break;
+        }
+        client.write(1, 0, &[], &io(id + 1, Op::Flush, 0, 0).to_bytes());
+        client.fabric.flush(rig.now);
+        for _ in 0..10 {
+            rig.step(&mut []);
+        }
+    }
+    assert_eq!(rig.sessions()[0].inflight, 1, "an answer waits");
+    client.read(1, 1, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
+    client.fabric.flush(rig.now);
+    for _ in 0..10 {
+        rig.step(&mut []);
+    }
+    client.close(2, id);
+    client.fabric.flush(rig.now);
+    for _ in 0..10 {
+        rig.step(&mut []);
+    }
+    assert_eq!(rig.sessions()[0].inflight, 3);
+    assert_eq!(rig.services.exports.opens().len(), 1);
+    rig.run(&mut client, |client| {
+        client.answers.iter().any(|answer| answer.msg_id == 2)
+    });
+    assert!(rig.services.exports.opens().is_empty());
 }
