@@ -1,3 +1,5 @@
+use std::fmt;
+
 use anyhow::Result;
 use clap::ArgMatches;
 use serde::Deserialize;
@@ -30,6 +32,18 @@ struct RnbdExport {
 #[derive(Deserialize)]
 struct Host {
     host: String,
+    /// Where it has to come from, if that matters.
+    #[serde(default)]
+    traddr: Option<String>,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.traddr {
+            Some(from) => write!(f, "{} from {from}", self.host),
+            None => f.write_str(&self.host),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -84,9 +98,9 @@ fn rnbd_row(export: RnbdExport) -> [String; 9] {
 }
 
 fn allowed(export: &RnbdExport) -> String {
-    let hosts = export.hosts.iter().map(|host| host.host.as_str());
-    let anybody = export.allow_any_host.then_some("anybody");
-    let allowed: Vec<&str> = hosts.chain(anybody).collect();
+    let hosts = export.hosts.iter().map(Host::to_string);
+    let anybody = export.allow_any_host.then(|| "anybody".to_owned());
+    let allowed: Vec<String> = hosts.chain(anybody).collect();
     match allowed.is_empty() {
         true => "nobody".to_owned(),
         false => allowed.join(", "),

@@ -115,19 +115,20 @@ fn exports_show_who_may_and_who_does_open_them() {
                "hosts": hosts, "opens": opens, "size_sectors": 2048, "logical_block_size": 512})
     };
     let opens = json!([{"sessname": "host1", "device_id": 0, "access_mode": "rw"}]);
+    let rules = json!([{"host": "a", "traddr": null}, {"host": "db*", "traddr": "10.0.0.0/8"}]);
     let answers = json!({
         "rnbd_get_exports": [export("disk0", true, json!([]), opens),
                              export("disk1", false, json!([]), json!([])),
-                             export("disk2", false, json!([{"host": "db*"}]), json!([]))],
+                             export("disk2", false, rules, json!([]))],
         "nbd_get_exports": [{"address": "/run/x", "uri": "nbd+unix:///a?socket=/run/x",
             "name": "a", "bdev_name": "rnbd0", "read_only": true, "connections": 2}],
     });
     let expected = "\
-NAME   KIND  BDEV      SIZE  BLOCK  ACCESS  ALLOWED  OPEN BY     URI
-disk0  rnbd  Malloc0  1 MiB    512  rw      anybody  host1 (rw)
+NAME   KIND  BDEV      SIZE  BLOCK  ACCESS  ALLOWED                 OPEN BY     URI
+disk0  rnbd  Malloc0  1 MiB    512  rw      anybody                 host1 (rw)
 disk1  rnbd  Malloc0  1 MiB    512  rw      nobody
-disk2  rnbd  Malloc0  1 MiB    512  rw      db*
-a      nbd   rnbd0                  ro      anybody  2 clients   nbd+unix:///a?socket=/run/x
+disk2  rnbd  Malloc0  1 MiB    512  rw      a, db* from 10.0.0.0/8
+a      nbd   rnbd0                  ro      anybody                 2 clients   nbd+unix:///a?socket=/run/x
 ";
     assert_eq!(view("exports", answers), expected);
 }
