@@ -205,7 +205,7 @@ impl<F: Fabric> TargetShard<F> {
         if let Some(path) = self.sessions.path_mut(con.path) {
             path.handle_con_closed(con.cid);
         }
-        self.close_path(con.path, CloseCause::ConnectionLost(describe(&reason)));
+        self.close_path(con.path, cause_of(&reason));
         if let Some(io) = self.path_io(con.path)
             && io.remove_con(con.cid)
         {
@@ -329,16 +329,16 @@ pub(super) fn index_of(conn: ConnId) -> usize {
     conn.index as usize
 }
 
-fn describe(reason: &CloseReason) -> &'static str {
-    match reason {
+fn cause_of(reason: &CloseReason) -> CloseCause {
+    CloseCause::ConnectionLost(match reason {
+        CloseReason::PeerClosed => return CloseCause::ClientClosed,
         CloseReason::Rejected(_) => "rejected",
         CloseReason::Refused => "refused",
         CloseReason::Unreachable => "unreachable",
         CloseReason::TimedOut => "timed out",
-        CloseReason::PeerClosed => "closed by the client",
         CloseReason::Local => "closed here",
         CloseReason::Violation(what) | CloseReason::Failed(what) => what,
-    }
+    })
 }
 
 impl<F: Fabric> fmt::Debug for TargetShard<F> {

@@ -51,22 +51,35 @@ impl<F: Fabric> TargetShard<F> {
         self.report_closing(session, name, cause, was_up == Some(true));
     }
 
-    fn report_closing(&self, key: SessionKey, path: String, cause: CloseCause, was_up: bool) {
+    fn report_closing(&mut self, key: SessionKey, path: String, cause: CloseCause, was_up: bool) {
         let session = self.sessions.session(key);
         let name = session.and_then(|session| session.name());
         let sessname = name.map_or_else(|| "(not named yet)".to_owned(), |name| name.to_string());
-        match cause {
-            CloseCause::Administrative => {
-                log::info!("session {sessname}: path {path} closes: {cause}");
-            }
-            _ => log::warn!("session {sessname}: path {path} closes: {cause}"),
-        }
+        let level = if self.is_orderly(key, cause) {
+            log::Level::Info
+        } else {
+            log::Level::Warn
+        };
+        log::log!(level, "session {sessname}: path {path} closes: {cause}");
         if was_up {
             self.services.sink.notify(Notification::PathDown {
                 sessname,
                 path,
                 cause: cause.to_string(),
             });
+        }
+    }
+
+    /// Whether somebody wanted the end of a path. A client that goes on purpose closes its devices
+    /// first; one that died closes its connections only.
+    fn is_orderly(&mut self, key: SessionKey, cause: CloseCause) -> bool {
+        match cause {
+            CloseCause::Administrative => true,
+            CloseCause::ClientClosed => {
+                let client = self.client(key);
+                client.is_some_and(|client| client.devices.iter().all(Option::is_none))
+            }
+            _ => false,
         }
     }
 

@@ -7,6 +7,7 @@ mod client;
 mod control;
 mod hostile;
 mod io;
+mod logging;
 mod no_alloc;
 mod rig;
 mod sessions;

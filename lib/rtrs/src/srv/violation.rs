@@ -45,6 +45,9 @@ pub enum CloseCause {
     /// A connection was lost; its text says how.
     #[error("connection lost: {0}")]
     ConnectionLost(&'static str),
+    /// The client closed a connection, on purpose or because it died.
+    #[error("closed by the client")]
+    ClientClosed,
     /// The client broke the protocol.
     #[error("protocol violation: {0}")]
     Violation(#[from] Violation),
