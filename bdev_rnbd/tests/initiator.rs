@@ -352,7 +352,9 @@ fn an_attach_that_fails_leaves_nothing() {
 fn a_server_that_is_not_there_is_said_to_be_so() {
     let mut world = World::new(Setup::default());
     world.crash_target();
-    assert_eq!(world.attach(&[]).unwrap_err().errno, Errno::CONNREFUSED);
+    let error = world.attach(&[]).unwrap_err();
+    assert_eq!(error.errno, Errno::CONNREFUSED);
+    assert_eq!(error.message, "ip:10.0.0.1 port 1234: connection refused");
 }
 
 #[test]

@@ -321,7 +321,8 @@ impl Home {
     fn on_lost<F: Fabric>(&mut self, error: PathError, core: &mut Core<F>) {
         self.set_mode(IoMode::Fail(Errno::CONNABORTED), core);
         if matches!(self.stage, Stage::Attaching(_)) {
-            let text = format!("{}: {error}", self.route.dst);
+            let dst = self.route.dst;
+            let text = format!("{dst} port {}: {error}", dst.port());
             self.fail_attach(ControlError::new(error.errno(), text), core);
         } else if !matches!(self.stage, Stage::Detaching(_)) {
             log::error!("{}: session {} is lost: {error}", self.name, self.sessname);
