@@ -27,6 +27,23 @@ use crate::types::{CloseReason, Completion, CompletionKind, ConnId, DomainId};
 /// Bytes of a fabric's staging area.
 pub(super) const STAGING_BYTES: usize = 16 << 10;
 
+/// How much a receive took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Taken {
+    /// Nothing was there.
+    Nothing,
+    /// All that was there.
+    Some,
+    /// All that was asked for: there may be more.
+    All,
+}
+
+impl Taken {
+    pub(super) fn some_if(any: bool) -> Self {
+        if any { Self::Some } else { Self::Nothing }
+    }
+}
+
 /// Where the frames of a connection go.
 #[derive(Debug)]
 pub(super) struct Delivery<'a> {
@@ -97,15 +114,15 @@ impl Inbound {
         self.leftover = vec![0; STAGING_BYTES].into();
     }
 
-    /// Takes what has arrived, once. Returns whether there was anything.
+    /// Takes what has arrived, with one syscall.
     pub(super) fn receive(
         &mut self,
         socket: impl AsFd,
         staging: &mut [u8; STAGING_BYTES],
         delivery: &mut Delivery<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Taken, Broken> {
         let mut staged = self.resume(staging, delivery)?;
-        let resumed = staged.resumed;
+        let resumed = Taken::some_if(staged.resumed);
         if self.is_stopped(delivery) {
             self.keep(&staging[..staged.bytes]);
             return Ok(resumed);
@@ -113,7 +130,7 @@ impl Inbound {
         let received = self.read(socket, &mut staging[..], &mut staged, delivery)?;
         let consumed = self.consume(&staging[..staged.bytes], delivery)?;
         self.keep(&staging[consumed..staged.bytes]);
-        Ok(resumed || received)
+        Ok(received.max(resumed))
     }
 
     /// Whether frames wait for a receive to be posted.
@@ -162,7 +179,7 @@ impl Inbound {
         staging: &mut [u8],
         staged: &mut Staged,
         delivery: &mut Delivery<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Taken, Broken> {
         let mut incoming = Incoming::new();
         let whole_chain = self.scatter(&mut incoming, delivery)?;
         let direct = incoming.bytes();
@@ -172,13 +189,14 @@ impl Inbound {
         let received = match incoming.receive(socket) {
             Ok(0) => return Err(Broken::PeerClosed),
             Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(Taken::Nothing),
             Err(errno) => return Err(Broken::Socket(errno)),
         };
+        let is_all = received == incoming.bytes();
         let placed = received.min(direct);
         self.run(Source::Placed(placed), delivery)?;
         staged.bytes += received - placed;
-        Ok(true)
+        Ok(if is_all { Taken::All } else { Taken::Some })
     }
 
     /// Appends the destinations of the payloads to come, as far as they can be delivered; returns

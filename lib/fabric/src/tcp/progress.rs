@@ -6,13 +6,16 @@ use rnbd_base::{Nanos, Progress};
 
 use crate::tcp::connection::{Connection, State, Watch};
 use crate::tcp::fabric::TcpFabric;
-use crate::tcp::inbound::{Delivery, close_reason};
+use crate::tcp::inbound::{Delivery, Taken, close_reason};
 use crate::tcp::socket;
 use crate::tcp::watcher::Source;
 use crate::types::{CloseReason, Completion, ConnId};
 
 /// Connections that are asked in each poll; beyond that epoll is cheaper.
 const HOT_MAX: usize = 8;
+/// Receives in a row on one connection, as long as each gets all it asked for. What arrived in one
+/// burst is then answered in one burst.
+const RECEIVES_MAX: u32 = 4;
 /// Polls in a row that find nothing, after which a connection is left to epoll: a few
 /// milliseconds.
 const COOL_AFTER: u32 = 8192;
@@ -81,13 +84,26 @@ impl TcpFabric {
         any
     }
 
-    /// Takes what has arrived on a connection that is up. Returns whether there was anything.
+    /// Takes what has arrived on a connection that is up, a bounded amount. Returns whether there
+    /// was anything.
     fn receive(&mut self, index: u32, completions: &mut Vec<Completion>) -> bool {
+        let mut any = false;
+        for _ in 0..RECEIVES_MAX {
+            let taken = self.receive_once(index, completions);
+            any |= taken != Taken::Nothing;
+            if taken != Taken::All {
+                break;
+            }
+        }
+        any
+    }
+
+    fn receive_once(&mut self, index: u32, completions: &mut Vec<Completion>) -> Taken {
         let Some(connection) = self.connections.at_mut(index) else {
-            return false;
+            return Taken::Nothing;
         };
         let (conn, Some(domain)) = (connection.id, connection.domain) else {
-            return false;
+            return Taken::Nothing;
         };
         let mut delivery = Delivery {
             conn,
@@ -98,12 +114,15 @@ impl TcpFabric {
         self.stats.recv_doorbells += 1;
         let inbound = &mut connection.inbound;
         match inbound.receive(&connection.socket, &mut self.staging, &mut delivery) {
-            Ok(true) => connection.idle_polls = 0,
-            Ok(false) => self.on_nothing(conn),
+            Ok(Taken::Nothing) => self.on_nothing(conn),
+            Ok(taken) => {
+                connection.idle_polls = 0;
+                return taken;
+            }
             Err(broken) => self.close(conn, broken.into()),
         }
-        self.connection(conn)
-            .is_none_or(|connection| connection.idle_polls == 0)
+        // A connection that closed has something to say.
+        Taken::some_if(self.connection(conn).is_none())
     }
 
     fn on_nothing(&mut self, conn: ConnId) {
