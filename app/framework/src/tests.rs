@@ -381,12 +381,10 @@ fn statistics_and_histograms_of_an_idle_disk_are_empty() {
     fixture.listen();
     let stats = fixture.call("bdev_get_iostat", json!({"names": ["M0"]}));
     assert_eq!(stats["bdevs"][0]["num_read_ops"], 0);
-    assert_eq!(
-        fixture
-            .fail("bdev_get_histogram", json!({"name": "M0"}))
-            .code,
-        -22
-    );
+    let none = json!({"name": "M0"});
+    assert_eq!(fixture.fail("bdev_get_histogram", none).code, -14);
+    let none = json!({"name": "M0", "borders": [10]});
+    assert_eq!(fixture.fail("bdev_get_histogram_borders", none).code, -14);
     fixture.call(
         "bdev_enable_histogram",
         json!({"name": "M0", "enable": true}),

@@ -48,6 +48,8 @@ errnos! {
     NOMEM = 12, "Cannot allocate memory";
     /// No access.
     ACCES = 13, "Permission denied";
+    /// Nothing is recorded (as SPDK says it).
+    FAULT = 14, "Bad address";
     /// Not a block device.
     NOTBLK = 15, "Block device required";
     /// In use.

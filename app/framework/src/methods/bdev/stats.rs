@@ -235,7 +235,7 @@ fn histogram(system: &System, name: &str) -> Result<HistogramSnapshot, RpcError>
         .map_err(|error| no_bdev(&error))?;
     histogram.ok_or_else(|| {
         let text = format!("bdev {name} has no histogram; call bdev_enable_histogram first");
-        RpcError::errno(Errno::INVAL, text)
+        RpcError::errno(Errno::FAULT, text)
     })
 }
 
