@@ -33,8 +33,9 @@ fn unbound<T: Testbed>(rig: &mut Rig<T>, end: End, kind: WindowKind) -> (Region,
     (region, window)
 }
 
-/// The same, bound to `len` bytes from `offset` on; returns what a peer writes to.
-fn bind<T: Testbed>(
+/// Posts a bind of the window to `len` bytes from `offset` on; returns what a peer writes to once
+/// it is executed.
+fn post_bind<T: Testbed>(
     rig: &mut Rig<T>,
     end: End,
     region: &Region,
@@ -48,6 +49,25 @@ fn bind<T: Testbed>(
         .expect("it can be bound");
     let addr = span.addr();
     RemoteAddr { addr, rkey }
+}
+
+/// The same, and waits until it is executed: the completion of what is posted behind it says so.
+fn bind<T: Testbed>(
+    rig: &mut Rig<T>,
+    end: End,
+    region: &Region,
+    window: WindowId,
+    range: (usize, usize),
+) -> RemoteAddr {
+    let remote = post_bind(rig, end, region, window, range);
+    let behind = WorkRequest::new(WrOp::Write(RemoteAddr::NONE)).signaled(41);
+    rig.post_wr(end, &behind);
+    let completion = rig.completion_of(end);
+    assert_eq!(
+        (completion.wr_id, completion.kind),
+        (41, CompletionKind::Sent)
+    );
+    remote
 }
 
 /// The client writes `len` bytes to `remote` and announces it.
@@ -109,7 +129,7 @@ pub fn a_bind_takes_effect_before_what_is_posted_after_it<T: Testbed>() {
         let (region, window) = unbound(&mut rig, link.server, kind);
         rig.post_empty_recvs(link.client, 20);
         for _ in 0..20 {
-            let remote = bind(&mut rig, link.server, &region, window, (0, LEN));
+            let remote = post_bind(&mut rig, link.server, &region, window, (0, LEN));
             rig.post(link.server, WrOp::WriteImm(RemoteAddr::NONE, remote.rkey));
             let told = rig.write_imm(link.client);
             assert_open(
