@@ -47,6 +47,15 @@ need_rust() {
     printf '%s\n%s\n' "$wanted" "$found" | sort -V -C || die "Rust $wanted is needed, found $found"
 }
 
+# What lib/verbs is built from; the rest of the workspace builds without.
+need_rdma_core() {
+    need_packages /usr/include/infiniband/verbs.h=libibverbs-dev \
+        /usr/include/rdma/rdma_cma.h=librdmacm-dev clang=clang pkg-config=pkg-config
+    # The bindings are made with libclang, whose folder carries its version.
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
+        need_packages /usr/lib/llvm/libclang.so=libclang-dev
+}
+
 # Python with the PyPI packages named, in a folder of its own.
 need_python() {
     local venv="$cache/venv"

@@ -42,6 +42,7 @@ count_tests() {
 
 suite_lint() {
     need_rust
+    need_rdma_core
     cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is not installed"; return 77; }
     cargo clippy --version >/dev/null 2>&1 || { echo "clippy is not installed"; return 77; }
     cargo fmt --all --check &&
@@ -52,6 +53,7 @@ suite_lint() {
 
 suite_unit() {
     need_rust
+    need_rdma_core
     need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
     need_python spdk
     cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --all-features --locked &&

@@ -1,0 +1,198 @@
+//! The devices of the host, as one core uses them.
+
+use std::sync::Arc;
+
+use rnbd_fabric::FabricError;
+use rnbd_fabric::slab::Slab;
+use rustix::io::Errno;
+
+use crate::probe::{self, WindowSupport};
+use crate::sys::{CmId, CompChannel, Cq, Device, DeviceKey, QpSizes};
+
+/// More than a host has slots for.
+const DEVICES_MAX: u32 = 4096;
+
+/// A device in this fabric's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId {
+    index: u32,
+    generation: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(crate) device: Arc<Device>,
+    pub(crate) windows: WindowSupport,
+    /// Made with the first connection.
+    channel: Option<Arc<CompChannel>>,
+    cqs: Vec<SharedCq>,
+}
+
+/// A completion queue and how much of it its queue pairs may fill.
+#[derive(Debug)]
+struct SharedCq {
+    cq: Arc<Cq>,
+    reserved: u32,
+}
+
+/// The devices that are open.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    table: Slab<Adapter>,
+    /// All completion queues, to be polled in turn.
+    cqs: Vec<Arc<Cq>>,
+}
+
+impl Devices {
+    /// Opens and tries out all devices of the host. Takes milliseconds for each.
+    pub(crate) fn open_all() -> Result<Self, Errno> {
+        let mut devices = Self {
+            table: Slab::new(DEVICES_MAX),
+            cqs: Vec::new(),
+        };
+        for device in Device::open_all()? {
+            devices.add(device);
+        }
+        Ok(devices)
+    }
+
+    fn add(&mut self, device: Arc<Device>) -> Option<DeviceId> {
+        let windows = probe::windows(&device);
+        log::info!("verbs: device {} with {windows:?}", device.name());
+        let adapter = Adapter {
+            device,
+            windows,
+            channel: None,
+            cqs: Vec::new(),
+        };
+        let (index, generation) = self.table.insert(|_, _| adapter).ok()?;
+        Some(DeviceId { index, generation })
+    }
+
+    /// The device that an identifier is on; one that came up since the start is opened now.
+    pub(crate) fn of(&mut self, id: &CmId) -> Result<DeviceId, FabricError> {
+        let key = id.device_key().ok_or_else(no_device)?;
+        if let Some(known) = self.find(key) {
+            return Ok(known);
+        }
+        let device = Device::open_of(id).map_err(|errno| FabricError::System {
+            what: "opening the RDMA device",
+            errno,
+        })?;
+        self.add(device).ok_or_else(no_device)
+    }
+
+    /// The device with this key, if it is open.
+    pub(crate) fn find(&self, key: DeviceKey) -> Option<DeviceId> {
+        let mut all = self.table.iter();
+        let ((index, generation), _) = all.find(|(_, adapter)| adapter.device.key() == key)?;
+        Some(DeviceId { index, generation })
+    }
+
+    pub(crate) fn get(&self, id: DeviceId) -> Option<&Adapter> {
+        self.table.get(id.index, id.generation)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (DeviceId, &Adapter)> {
+        self.table
+            .iter()
+            .map(|((index, generation), adapter)| (DeviceId { index, generation }, adapter))
+    }
+
+    /// Lets go of a device; what is still made from it has to be let go of beside.
+    pub(crate) fn remove(&mut self, id: DeviceId) {
+        self.table.remove(id.index, id.generation);
+        let adapters = self.table.iter();
+        let shared = adapters.flat_map(|(_, adapter)| &adapter.cqs);
+        self.cqs = shared.map(|shared| Arc::clone(&shared.cq)).collect();
+    }
+
+    /// All completion queues.
+    pub(crate) fn cqs(&self) -> &[Arc<Cq>] {
+        &self.cqs
+    }
+
+    /// All channels that tell of completions.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &Arc<CompChannel>> {
+        self.table
+            .iter()
+            .filter_map(|(_, adapter)| adapter.channel.as_ref())
+    }
+
+    /// Cuts what a connection wants down to what the device has.
+    pub(crate) fn cut(&self, id: DeviceId, wanted: QpSizes, cq_entries: u32) -> QpSizes {
+        let Some(adapter) = self.get(id) else {
+            return wanted;
+        };
+        let limits = adapter.device.limits();
+        // Both queues of one queue pair have to fit into what may be reserved of one queue.
+        let share = usable(cq_entries.min(limits.cq_entries)) / 2;
+        let most = limits.queue_wrs.min(share).max(1);
+        QpSizes {
+            send_wrs: wanted.send_wrs.clamp(1, most),
+            recv_wrs: wanted.recv_wrs.clamp(1, most),
+            ..wanted
+        }
+    }
+
+    /// A completion queue with room for a queue pair; it is reserved.
+    pub(crate) fn reserve(
+        &mut self,
+        id: DeviceId,
+        sizes: QpSizes,
+        cq_entries: u32,
+    ) -> Result<Arc<Cq>, Errno> {
+        let adapter = self.table.get_mut(id.index, id.generation);
+        let adapter = adapter.ok_or(Errno::NODEV)?;
+        let wanted = sizes.send_wrs + sizes.recv_wrs;
+        let fits = |shared: &&mut SharedCq| shared.reserved + wanted <= usable(shared.cq.entries());
+        if let Some(shared) = adapter.cqs.iter_mut().find(fits) {
+            shared.reserved += wanted;
+            return Ok(Arc::clone(&shared.cq));
+        }
+        let entries = cq_entries.min(adapter.device.limits().cq_entries);
+        let cq = adapter.new_cq(entries)?;
+        adapter.cqs.push(SharedCq {
+            cq: Arc::clone(&cq),
+            reserved: wanted,
+        });
+        self.cqs.push(Arc::clone(&cq));
+        Ok(cq)
+    }
+
+    /// Gives back what was reserved for a queue pair.
+    pub(crate) fn release(&mut self, id: DeviceId, cq: &Arc<Cq>, sizes: QpSizes) {
+        let Some(adapter) = self.table.get_mut(id.index, id.generation) else {
+            return;
+        };
+        let mut all = adapter.cqs.iter_mut();
+        if let Some(shared) = all.find(|shared| Arc::ptr_eq(&shared.cq, cq)) {
+            shared.reserved -= sizes.send_wrs + sizes.recv_wrs;
+        }
+    }
+}
+
+impl Adapter {
+    fn new_cq(&mut self, entries: u32) -> Result<Arc<Cq>, Errno> {
+        let channel = match &self.channel {
+            Some(channel) => Arc::clone(channel),
+            None => CompChannel::new(&self.device)?,
+        };
+        let cq = Cq::new(&channel, entries)?;
+        self.channel = Some(channel);
+        Ok(cq)
+    }
+}
+
+/// How many entries of a queue may be reserved. The rest is for what queue pairs that are gone
+/// left in it: such completions stay until they are polled.
+fn usable(entries: u32) -> u32 {
+    entries / 2
+}
+
+fn no_device() -> FabricError {
+    FabricError::System {
+        what: "finding the RDMA device",
+        errno: Errno::NODEV,
+    }
+}

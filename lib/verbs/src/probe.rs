@@ -1,0 +1,171 @@
+//! What a device really does, found out by doing it: capability flags alone have been wrong.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rnbd_mem::{Buffer, Memory, MemoryConfig, Pages, Span};
+use rustix::io::Errno;
+
+use crate::keys::next_rkey;
+use crate::sys::{
+    Chain, ChainScratch, CompChannel, Cq, Device, Mr, MrAccess, Mw, MwType, Pd, Qp, QpAttr,
+    QpSizes, QpState, WcBatch, WcStatus,
+};
+
+/// How windows for a whole domain are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BindStyle {
+    /// As work requests, in one chain with what comes before and after.
+    Chained,
+    /// By the verb for it, which is a doorbell of its own.
+    ByVerb,
+}
+
+/// The windows that work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowSupport {
+    /// Type 1.
+    pub(crate) domain: Option<BindStyle>,
+    /// Type 2.
+    pub(crate) connection: bool,
+}
+
+impl WindowSupport {
+    pub(crate) const NONE: Self = Self {
+        domain: None,
+        connection: false,
+    };
+}
+
+/// Binds and closes windows of each kind on a queue pair that is its own peer. Takes
+/// milliseconds.
+pub(crate) fn windows(device: &Arc<Device>) -> WindowSupport {
+    let limits = device.limits();
+    if !limits.has_windows {
+        return WindowSupport::NONE;
+    }
+    let styles = [BindStyle::Chained, BindStyle::ByVerb];
+    let works = |style: &BindStyle| attempt(device, |bench| bench.try_domain_window(*style));
+    WindowSupport {
+        domain: styles.into_iter().find(works),
+        connection: limits.has_type_2_windows && attempt(device, Bench::try_connection_window),
+    }
+}
+
+/// Each attempt gets a queue pair of its own, because one that fails stops its queue pair.
+fn attempt(device: &Arc<Device>, run: impl FnOnce(&mut Bench) -> Result<(), Errno>) -> bool {
+    let outcome = Bench::new(device).and_then(|mut bench| run(&mut bench));
+    if let Err(errno) = outcome {
+        log::debug!(
+            "verbs: a trial of memory windows on {}: {errno}",
+            device.name()
+        );
+    }
+    outcome.is_ok()
+}
+
+const BYTES: usize = 4096;
+const SIGNALED: (u64, bool) = (1, true);
+
+/// A queue pair to itself, and memory to try things on.
+#[derive(Debug)]
+struct Bench {
+    qp: Qp,
+    mr: Mr,
+    pd: Arc<Pd>,
+    span: Span,
+    scratch: ChainScratch,
+    batch: WcBatch,
+    /// Kept until the region is gone.
+    _buffer: Buffer,
+}
+
+impl Bench {
+    fn new(device: &Arc<Device>) -> Result<Self, Errno> {
+        const SIZES: QpSizes = QpSizes {
+            send_wrs: 16,
+            recv_wrs: 1,
+            inline_bytes: 0,
+        };
+        let port = device.active_port().ok_or(Errno::NETDOWN)?;
+        let pd = Pd::new(device)?;
+        let cq = Cq::new(&CompChannel::new(device)?, 64)?;
+        let qp = Qp::new(&pd, &cq, SIZES)?;
+        for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {
+            qp.modify(QpAttr::to_itself(state, &qp, &port))?;
+        }
+        let memory = Memory::new(MemoryConfig {
+            hugepages: false,
+            ..MemoryConfig::default()
+        });
+        let buffer = memory.alloc("verbs-probe", BYTES, Pages::Small);
+        let buffer = buffer.map_err(|_| Errno::NOMEM)?;
+        let access = MrAccess {
+            remote_write: false,
+            windows: true,
+        };
+        Ok(Self {
+            mr: Mr::new(&pd, buffer.span(), access)?,
+            span: buffer.span(),
+            qp,
+            pd,
+            scratch: ChainScratch::new(),
+            batch: WcBatch::new(),
+            _buffer: buffer,
+        })
+    }
+
+    /// Opens, closes and opens again.
+    fn try_domain_window(&mut self, style: BindStyle) -> Result<(), Errno> {
+        let mw = Mw::new(&self.pd, MwType::Type1)?;
+        for span in [self.span, Span::EMPTY, self.span] {
+            let expected = next_rkey(mw.rkey());
+            match style {
+                BindStyle::Chained => self.bind_chained(&mw, span, expected)?,
+                BindStyle::ByVerb => {
+                    self.qp.bind_window(&mw, &self.mr, span, SIGNALED)?;
+                }
+            }
+            self.expect_completion()?;
+            if mw.rkey() != expected {
+                return Err(Errno::BADMSG);
+            }
+        }
+        Ok(())
+    }
+
+    fn try_connection_window(&mut self) -> Result<(), Errno> {
+        let mw = Mw::new(&self.pd, MwType::Type2)?;
+        for _ in 0..2 {
+            let rkey = next_rkey(mw.rkey());
+            self.bind_chained(&mw, self.span, rkey)?;
+            self.expect_completion()?;
+            let mut chain = Chain::new(&mut self.scratch);
+            chain.push_invalidate(rkey, SIGNALED);
+            chain.post(&self.qp)?;
+            self.expect_completion()?;
+        }
+        Ok(())
+    }
+
+    fn bind_chained(&mut self, mw: &Mw, span: Span, rkey: u32) -> Result<(), Errno> {
+        let mut chain = Chain::new(&mut self.scratch);
+        chain.push_bind(mw, &self.mr, span, rkey, SIGNALED);
+        chain.post(&self.qp)
+    }
+
+    fn expect_completion(&mut self) -> Result<(), Errno> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let started = Instant::now();
+        while !self.batch.fill(self.qp.cq())? {
+            if started.elapsed() > PATIENCE {
+                return Err(Errno::TIMEDOUT);
+            }
+            std::thread::yield_now();
+        }
+        match self.batch.next().map(|completion| completion.status) {
+            Some(WcStatus::Success) => Ok(()),
+            _ => Err(Errno::IO),
+        }
+    }
+}
