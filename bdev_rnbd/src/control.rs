@@ -68,7 +68,7 @@ pub struct DeviceParams {
     pub access_mode: AccessMode,
     /// Name of the bdev; made of controller and path if `None`.
     pub bdev_name: Option<String>,
-    /// Identity of the bdev; random if `None`.
+    /// Identity of the bdev; made of session, path and controller if `None`.
     pub uuid: Option<Uuid>,
 }
 

@@ -455,6 +455,30 @@ fn the_saved_configuration_is_what_was_asked_for() {
 }
 
 #[test]
+fn a_device_is_the_same_one_in_every_run_and_no_other() {
+    let uuid = |seed, controller: &str, sessname: &str, device: &str| {
+        let mut world = World::new(Setup {
+            seed,
+            ..Setup::default()
+        });
+        let mut params = attach_params(&[device]);
+        controller.clone_into(&mut params.name);
+        sessname.clone_into(&mut params.sessname);
+        let names = world.call(|control, reply| control.attach_controller(params, reply));
+        world.registry.get(&names.unwrap()[0]).unwrap().bdev.uuid()
+    };
+    let disk = uuid(1, "r0", "host", "disk0");
+    assert_eq!(uuid(2, "r0", "host", "disk0"), disk);
+    assert_ne!(uuid(1, "r0", "host", "disk1"), disk);
+    assert_ne!(uuid(1, "r0", "guest", "disk0"), disk);
+    assert_ne!(
+        uuid(1, "r1", "host", "disk0"),
+        disk,
+        "maybe of another server"
+    );
+}
+
+#[test]
 fn watchers_hear_of_paths_and_devices() {
     let mut world = attached(Setup::default());
     world.crash_target();

@@ -6,6 +6,7 @@ use rnbd_base::Errno;
 use rnbd_fabric::Fabric;
 use rnbd_proto::clt::{ClientEvent, DeviceIndex, DeviceInfo, DeviceState};
 use rnbd_wire::Name;
+use uuid::{Uuid, uuid};
 
 use super::{Attaching, Home, Stage};
 use crate::bdev::{Identity, RnbdBdev};
@@ -280,16 +281,14 @@ impl Home {
         &mut self,
         index: DeviceIndex,
         info: DeviceInfo,
-        core: &mut Core<F>,
+        core: &Core<F>,
     ) -> Option<Arc<RnbdBdev>> {
         let device = self.devices.get_mut(index)?;
-        let random = core.random.u128(..).to_le_bytes();
+        let path = &device.params.device_path;
+        let derived = || derived_uuid(&self.sessname, path, &self.name);
         let identity = Identity {
             name: device.name.clone(),
-            uuid: device
-                .params
-                .uuid
-                .unwrap_or_else(|| uuid::Builder::from_random_bytes(random).into_uuid()),
+            uuid: device.params.uuid.unwrap_or_else(derived),
             controller: Arc::clone(&self.name),
             sessname: self.sessname.clone(),
             device_path: device.params.device_path.clone(),
@@ -500,6 +499,15 @@ impl Home {
             core.send(to, Message::Device(self.session, index, view));
         }
     }
+}
+
+/// The identity of a device that was given none: the same whenever it is mapped again. The
+/// controller is part of it because two servers may have a session and a device of the same names.
+fn derived_uuid(sessname: &str, device_path: &str, controller: &str) -> Uuid {
+    const NAMESPACE: Uuid = uuid!("9d1c7c3e-2f0b-4b57-9a3d-6c5f0e6a8b21");
+    // Neither of the first two has a zero byte, so no two lists have the same text.
+    let names = [sessname, device_path, controller].join("\0");
+    Uuid::new_v5(&NAMESPACE, names.as_bytes())
 }
 
 fn bdev_name(bdev: &RnbdBdev) -> String {
