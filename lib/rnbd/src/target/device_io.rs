@@ -1,4 +1,6 @@
-use rnbd_bdev::{Channel, Desc};
+use std::collections::VecDeque;
+
+use rnbd_bdev::{BdevIo, Channel, Desc};
 use rnbd_rtrs::srv::{PathKey, SessionKey};
 
 use super::counters::DeviceCounters;
@@ -20,6 +22,9 @@ pub(super) struct Service {
 pub(super) struct DeviceIo {
     pub(super) desc: Desc,
     pub(super) channel: Channel,
+    /// I/O that the channel has no room for: beside the requests that a client may have
+    /// outstanding there may be those of its lost paths, which it sent again.
+    pub(super) waiting: VecDeque<BdevIo>,
     /// As the export was when it was opened.
     pub(super) export: ExportView,
     pub(super) bdev_name: String,

@@ -1,5 +1,7 @@
 //! Opening and closing devices.
 
+use std::collections::VecDeque;
+
 use rnbd_base::{Errno, Nanos};
 use rnbd_fabric::Fabric;
 use rnbd_rtrs::srv::{PathKey, SessionKey};
@@ -175,6 +177,7 @@ impl<F: Fabric> TargetShard<F> {
         let device = DeviceIo {
             desc,
             channel,
+            waiting: VecDeque::new(),
             export: grant.view,
             bdev_name: grant.bdev_name,
             in_place,

@@ -4,7 +4,7 @@ use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{BdevIo, IoDone, IoOp};
 use rnbd_fabric::{Fabric, PostError, WorkRequest, WrOp};
 use rnbd_mem::Span;
-use rnbd_rtrs::srv::{CloseCause, Inbound, PathKey, Request};
+use rnbd_rtrs::srv::{CloseCause, Inbound, PathKey, Request, SessionKey};
 use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Open;
 use rnbd_wire::rtrs::ReadMsg;
@@ -192,7 +192,7 @@ impl<F: Fabric> TargetShard<F> {
             bdev_io
         };
         request.after_flush = flush_first.then_some(bdev_io);
-        device.channel.submit(&first, now)?;
+        device.start(&first, now)?;
         client.session.on_io_started(place);
         self.list_active(session.index as usize, place);
         Ok(Started::Submitted)
@@ -205,27 +205,44 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     pub(super) fn handle_io_done(&mut self, done: IoDone, now: Nanos) {
+        if let Some((session, place)) = self.end_io(done, now) {
+            self.start_waiting(session, place, now);
+        }
+    }
+
+    fn start_waiting(&mut self, session: SessionKey, place: usize, now: Nanos) {
+        while let Some(device) = self.client(session).and_then(|own| own.device_mut(place))
+            && let Some(next) = device.next_waiting()
+        {
+            match device.channel.submit(&next, now) {
+                Ok(()) => self.list_active(session.index as usize, place),
+                Err(errno) => {
+                    let (tag, result) = (next.tag, Err(errno));
+                    self.end_io(IoDone { tag, result }, now);
+                }
+            }
+        }
+    }
+
+    /// Answers what was done, or goes on with it. Returns the device.
+    fn end_io(&mut self, done: IoDone, now: Nanos) -> Option<(SessionKey, usize)> {
         let (index, msg_id) = parts_of(done.tag);
         let key = self
             .paths
             .get(index)
             .and_then(Option::as_ref)
-            .map(|io| io.key);
-        let Some(key) = key else {
-            return;
-        };
-        let Some((io, client)) = self.path_and_client(key) else {
-            return;
-        };
+            .map(|io| io.key)?;
+        let (io, client) = self.path_and_client(key)?;
         let session = io.session;
         let request = &mut io.requests[usize::from(msg_id)];
         let place = request.device;
-        let Some(device) = client.device_mut(place) else {
-            return;
-        };
+        let device = client.device_mut(place)?;
         let result = match (request.after_flush.take(), done.result) {
-            (Some(next), Ok(())) => match device.channel.submit(&next, now) {
-                Ok(()) => return self.list_active(session.index as usize, place),
+            (Some(next), Ok(())) => match device.start(&next, now) {
+                Ok(()) => {
+                    self.list_active(session.index as usize, place);
+                    return Some((session, place));
+                }
                 Err(errno) => Err(errno),
             },
             (_, result) => result,
@@ -238,6 +255,7 @@ impl<F: Fabric> TargetShard<F> {
         if drained {
             self.end_device_if_drained(session, place, now);
         }
+        Some((session, place))
     }
 
     fn list_active(&mut self, client: usize, place: usize) {
@@ -257,6 +275,25 @@ enum Started {
 }
 
 impl DeviceIo {
+    fn start(&mut self, io: &BdevIo, now: Nanos) -> Result<(), Errno> {
+        if self.has_room() {
+            return self.channel.submit(io, now);
+        }
+        self.waiting.push_back(*io);
+        Ok(())
+    }
+
+    fn next_waiting(&mut self) -> Option<BdevIo> {
+        if self.has_room() {
+            return self.waiting.pop_front();
+        }
+        None
+    }
+
+    fn has_room(&self) -> bool {
+        self.channel.outstanding() < self.channel.depth()
+    }
+
     fn read_in_place(&mut self, offset_blocks: u64, num_blocks: u64) -> Result<Source, Errno> {
         let span = self.channel.read_in_place(offset_blocks, num_blocks)?;
         let bytes = span.len() as u64;

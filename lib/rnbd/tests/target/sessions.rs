@@ -7,7 +7,7 @@ use rnbd_proto::target::{DeviceSelector, Notification};
 use rnbd_wire::rnbd::{AccessMode, Op};
 
 use crate::client::{Identity, io};
-use crate::rig::{BLOCK, Options, Rig, host, new_rkey};
+use crate::rig::{BLOCK, DEPTH, Options, Rig, host, new_rkey};
 
 #[test]
 fn a_session_is_told_about_and_leaves_nothing() {
@@ -364,4 +364,41 @@ fn a_device_stays_open_while_an_answer_from_its_memory_waits_to_be_sent() {
         client.answers.iter().any(|answer| answer.msg_id == 2)
     });
     assert!(rig.services.exports.opens().is_empty());
+}
+
+#[test]
+fn requests_sent_again_on_another_path_wait_for_those_of_the_lost_one() {
+    let mut rig = Rig::sim(Options::default());
+    let mut first = rig.up(Identity::new("clt1", 1));
+    let id = rig
+        .open(&mut first, "slow", AccessMode::ReadWrite)
+        .unwrap()
+        .device_id;
+    let added = Identity {
+        path: 9,
+        first_conn: false,
+        ..Identity::new("clt1", 1)
+    };
+    let mut second = rig.client_on(3, added);
+    rig.bring_up(&mut second);
+    let message = io(id, Op::Write, 0, BLOCK).to_bytes();
+    for msg_id in 0..DEPTH {
+        first.write(1, msg_id, &[1; BLOCK], &message);
+    }
+    for _ in 0..20 {
+        rig.step(&mut [&mut first, &mut second]);
+    }
+    rig.world.0.crash(host(2), Crash::Process);
+    drop(first);
+    for msg_id in 0..DEPTH {
+        second.write(1, msg_id, &[1; BLOCK], &message);
+    }
+    for _ in 0..20 {
+        rig.step(&mut [&mut second]);
+    }
+    let inflight = rig.sessions()[0].inflight;
+    assert!(inflight > u32::from(DEPTH), "more than the device takes");
+    for _ in 0..DEPTH {
+        rig.expect(&mut second, Ok(()));
+    }
 }
