@@ -109,6 +109,10 @@ impl<F: Fabric> TargetShard<F> {
             Command::Answer(status) => self.finish(key, request.msg_id, status, now),
             Command::SessInfo(rsp) => self.respond(key, request.msg_id, &rsp.to_bytes(), now),
             Command::Open(open) => self.open_device(key, request.msg_id, &open, now),
+            // A READ would get the chunk's old content for an answer.
+            Command::Close { .. } if request.has_descriptor => {
+                self.finish(key, request.msg_id, Err(Errno::INVAL), now);
+            }
             Command::Close { device_id } => {
                 self.close_device(key, request.msg_id, device_id, now);
             }

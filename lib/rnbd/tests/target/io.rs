@@ -204,6 +204,17 @@ fn an_answer_carries_no_old_content_of_its_chunk() {
 }
 
 #[test]
+fn a_close_that_asks_for_data_gets_none() {
+    let (mut rig, mut client, id) = disk(Options::default(), AccessMode::ReadWrite);
+    client.write(1, 4, &[0xee; 512], &io(id, Op::Write, 0, 512).to_bytes());
+    rig.expect(&mut client, Ok(()));
+    let close = rnbd_wire::rnbd::Close { device_id: id + 1 };
+    client.read(0, 4, 512, &close.to_bytes());
+    rig.expect(&mut client, Err(Errno::INVAL));
+    assert_eq!(client.data(4, 512), [0; 512]);
+}
+
+#[test]
 fn devices_that_take_their_time_are_answered_when_they_are_done() {
     let mut rig = Rig::sim(Options::default());
     let mut client = rig.up(Identity::new("clt1", 1));
