@@ -9,4 +9,8 @@ source "$(dirname "$0")/common.sh"
 need_rust
 need_packages python3=python3 fio=fio nbdkit=nbdkit
 build_release
+case " $* " in *" --instructions "*)
+    need_packages valgrind=valgrind
+    (cd "$repo" && cargo build --release --quiet --locked -p bdev-rnbd --example io_count) ;;
+esac
 exec python3 "$repo/scripts/perf/bench.py" "$@"

@@ -284,44 +284,43 @@ def table(servers, results):
     return "\n".join(lines)
 
 
-def instructions(work):
+def instructions():
     """Instructions per I/O of target and initiator, user space only, counted by callgrind."""
     if not shutil.which("valgrind"):
         sys.exit("valgrind is needed for --instructions")
+    program = BIN / "examples" / "io_count"
     lines = ["| instructions per I/O, user space | target | initiator |", "| --- | --- | --- |"]
-    for rw in ("randread", "randwrite"):
-        few, many = (count_instructions(work, rw, ios) for ios in (20_000, 60_000))
-        per_io = [(b - a) / 40_000 for a, b in zip(few, many)]
-        lines.append(f"| 4K {rw} depth 32 | {per_io[0]:.0f} | {per_io[1]:.0f} |")
+    for op in ("read", "write"):
+        cells = [count_instructions(program, op, side) for side in ("target", "initiator")]
+        lines.append(f"| 4K {op} depth 32 | {cells[0]:.0f} | {cells[1]:.0f} |")
     return "\n".join(lines)
 
 
-def count_instructions(work, rw, ios):
-    """What both sides execute for a whole run of `ios` I/Os; idle polls are not counted."""
-    rnbd = Rnbd(work)
-    config = work / "target.json"
-    config.write_text(json.dumps(rnbd.config()))
-    grind = ["valgrind", "--tool=callgrind", "--compress-strings=no"]
-    counts = []
-    target_out, perf_out = work / "callgrind.target", work / "callgrind.perf"
-    target = [*grind, f"--callgrind-out-file={target_out}", BIN / "rnbd_tgt", "-m", "[0]", "--reactor-mode",
-              "adaptive", "-r", work / "grind.sock", "-c", config]
-    server = Server(target, work / "grind.log")
-    with wait_for(lambda: listens(rnbd.port), server, 120):
-        attach = f"trtype=TCP,traddr=127.0.0.1,trsvcid={rnbd.port},device=disk0"
-        perf = [*grind, f"--callgrind-out-file={perf_out}", BIN / "rnbd_perf", "-m", "[1]", "--reactor-mode",
-                "adaptive", "--attach", attach, "-q", 32, "-o", 4096, "-w", rw, "--ios", ios]
-        check(list(map(str, perf)), work / "perf.log")
-    for out in (target_out, perf_out):
-        totals = [line for line in out.read_text().splitlines() if line.startswith("totals:")]
-        counts.append(int(totals[0].split()[1]))
-    return counts
+def count_instructions(program, op, side):
+    """What one side executes per I/O: the difference of two runs, so that set-up does not count."""
+    totals = []
+    for ios in (2_000, 12_000):
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        command += [f"--toggle-collect=*poll_{side}*", program, op, ios]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        collected = next(line for line in done.stderr.splitlines() if "Collected :" in line)
+        totals.append(int(collected.split(":")[1]))
+    return (totals[1] - totals[0]) / 10_000
 
 
 def machine():
     """What it ran on."""
     model = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
     return f"{os.cpu_count()} cores of {model}, Linux {os.uname().release}"
+
+
+def compare(args):
+    """The table of all servers."""
+    with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
+        work = pathlib.Path(folder)
+        servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
+        servers += [Spdk(work, args.spdk)] if args.spdk else []
+        return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
 
 
 def main():
@@ -335,16 +334,11 @@ def main():
     args = parser.parse_args()
     if os.cpu_count() < 2:
         sys.exit("two cores are needed: one for the target, one for the initiator")
-    with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
-        work = pathlib.Path(folder)
-        if args.instructions:
-            report = instructions(work)
-        else:
-            servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
-            servers += [Spdk(work, args.spdk)] if args.spdk else []
-            results = {server: measure(server, args.runs, args.seconds) for server in servers}
-            report = table(servers, results)
-    report = f"{machine()}; medians of {args.runs} runs of {args.seconds} s.\n\n{report}\n"
+    report = f"{machine()}; "
+    if args.instructions:
+        report += f"callgrind.\n\n{instructions()}\n"
+    else:
+        report += f"medians of {args.runs} runs of {args.seconds} s.\n\n{compare(args)}\n"
     print(report)
     if args.out:
         pathlib.Path(args.out).write_text(report)
