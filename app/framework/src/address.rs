@@ -27,15 +27,28 @@ impl TrType {
         }
     }
 
-    /// Whether this program has it.
+    /// Whether this program's target has it.
     pub(crate) fn check_available(self) -> Result<(), RpcError> {
+        let missing = match self {
+            Self::Tcp => return Ok(()),
+            Self::Rdma if cfg!(feature = "rdma") => return Ok(()),
+            Self::Rdma => {
+                "without transport RDMA (its cargo feature `rdma` needs the packages \
+                           libibverbs-dev, librdmacm-dev and libclang-dev)"
+            }
+            Self::Shm => "without transport SHM",
+        };
+        let text = format!("this program was built {missing}; use TCP");
+        Err(RpcError::errno(Errno::OPNOTSUPP, text))
+    }
+
+    /// Whether this program's initiator has it.
+    pub(crate) fn check_initiator(self) -> Result<(), RpcError> {
+        self.check_available()?;
         if self == Self::Tcp {
             return Ok(());
         }
-        let text = format!(
-            "this program was built without transport {}; use TCP",
-            self.name()
-        );
+        let text = format!("the initiator has no transport {}; use TCP", self.name());
         Err(RpcError::errno(Errno::OPNOTSUPP, text))
     }
 }
@@ -165,8 +178,12 @@ mod tests {
 
     #[test]
     fn what_is_not_in_this_program_is_said() {
-        let error = TrType::Rdma.check_available().unwrap_err();
-        assert_eq!(error.code, -95);
-        assert!(error.message.contains("RDMA"), "{error}");
+        for trtype in [TrType::Rdma, TrType::Shm] {
+            let error = trtype.check_initiator().unwrap_err();
+            assert_eq!(error.code, -95);
+            assert!(error.message.contains(trtype.name()), "{error}");
+        }
+        let has_rdma = TrType::Rdma.check_available().is_ok();
+        assert_eq!(has_rdma, cfg!(feature = "rdma"));
     }
 }

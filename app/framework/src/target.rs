@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::Registry;
 use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
-use rnbd_fabric::{FabricError, ListenOptions};
+use rnbd_fabric::{Fabric, FabricError, ListenOptions};
 use rnbd_mem::Memory;
 use rnbd_proto::srv::Exports;
 use rnbd_proto::target::{
@@ -109,20 +109,38 @@ impl Target {
             return Err(RpcError::errno(Errno::EXIST, text));
         }
         let groups = self.serving(reactors, groups)?;
+        let tcp = || TcpFabric::new(TcpConfig::default());
+        let transport = match options.trtype {
+            #[cfg(feature = "rdma")]
+            TrType::Rdma => {
+                let verbs = || rnbd_verbs::VerbsFabric::new(rnbd_verbs::VerbsConfig::default());
+                self.transport_over(verbs, options, reactors, &groups)?
+            }
+            _ => self.transport_over(tcp, options, reactors, &groups)?,
+        };
+        self.transports.borrow_mut().push(transport);
+        Ok(())
+    }
+
+    fn transport_over<F: Fabric>(
+        &self,
+        fabric: impl Fn() -> Result<F, FabricError>,
+        options: TransportOptions,
+        reactors: &Reactors,
+        groups: &[&PollGroup],
+    ) -> Result<Transport, RpcError> {
         let parts: Result<Vec<_>, RpcError> = groups
             .iter()
-            .map(|group| tcp_parts(reactors, group))
+            .map(|group| core_parts(&fabric, reactors, group))
             .collect();
         let (handle, shards) = build(self.config(options), &self.services, parts?)
             .map_err(|error| RpcError::errno(Errno::INVAL, error.to_string()))?;
-        let pollers = add_pollers(reactors, &groups, shards, options.trtype);
-        self.transports.borrow_mut().push(Transport {
+        Ok(Transport {
             options,
             handle,
             listeners: Vec::new(),
-            pollers,
-        });
-        Ok(())
+            pollers: add_pollers(reactors, groups, shards, options.trtype),
+        })
     }
 
     /// All transports, in the order in which they were made.
@@ -294,18 +312,22 @@ impl Transport {
     }
 }
 
-fn tcp_parts(reactors: &Reactors, group: &PollGroup) -> Result<CoreParts<TcpFabric>, RpcError> {
+fn core_parts<F: Fabric>(
+    fabric: impl Fn() -> Result<F, FabricError>,
+    reactors: &Reactors,
+    group: &PollGroup,
+) -> Result<CoreParts<F>, RpcError> {
     Ok(CoreParts {
         core: group.core,
-        fabric: TcpFabric::new(TcpConfig::default()).map_err(|error| fabric_error(&error))?,
+        fabric: fabric().map_err(|error| fabric_error(&error))?,
         wake: reactors.waker(group.core),
     })
 }
 
-fn add_pollers(
+fn add_pollers<F: Fabric>(
     reactors: &Reactors,
     groups: &[&PollGroup],
-    shards: Vec<TargetShard<TcpFabric>>,
+    shards: Vec<TargetShard<F>>,
     trtype: TrType,
 ) -> Vec<PollerId> {
     let name = format!("rtrs_target_{}", trtype.name().to_lowercase());

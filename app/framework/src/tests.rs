@@ -276,7 +276,7 @@ fn bad_input_is_named() {
             json!({"num_blocks": 8, "block_size": 600}),
             -22,
         ),
-        ("rtrs_create_transport", json!({"trtype": "RDMA"}), -95),
+        ("rtrs_create_transport", json!({"trtype": "SHM"}), -95),
         (
             "rtrs_create_transport",
             json!({"max_chunk_size": 9000}),

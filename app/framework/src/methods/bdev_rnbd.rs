@@ -211,7 +211,7 @@ impl From<Device> for DeviceParams {
 }
 
 async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcResult {
-    params.trtype.check_available()?;
+    params.trtype.check_initiator()?;
     let initiator = system.initiator.get(&system)?;
     let hostaddr = params
         .hostaddr
