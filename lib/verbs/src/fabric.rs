@@ -55,6 +55,9 @@ pub struct VerbsFabric {
     pub(crate) is_armed: bool,
     /// When the connection manager is asked next.
     pub(crate) next_look: Nanos,
+    /// When librdmacm is asked to let go of devices that are gone, and how often it still is.
+    pub(crate) next_forget: Nanos,
+    pub(crate) forgets_left: u32,
     /// Not after the earliest deadline of anything.
     pub(crate) next_expiry: Nanos,
     /// The time of the last call that told it.
@@ -88,6 +91,8 @@ impl VerbsFabric {
             next_cq: 0,
             is_armed: false,
             next_look: Nanos::ZERO,
+            next_forget: Nanos::MAX,
+            forgets_left: 0,
             next_expiry: Nanos::MAX,
             now: Nanos::ZERO,
             stats: FabricStats::default(),

@@ -36,6 +36,10 @@ pub(crate) struct Goodbye {
 
 const REMOVED: CloseReason = CloseReason::Failed("the RDMA device was removed");
 
+/// How often and in which distance librdmacm is asked to let go of a device.
+const FORGETS: u32 = 20;
+const FORGET_INTERVAL: Nanos = Nanos::from_millis(100);
+
 // Coming.
 
 impl VerbsFabric {
@@ -365,6 +369,9 @@ impl VerbsFabric {
             self.goodbyes.remove(index, generation);
         }
         self.resume_listeners();
+        if self.next_forget <= now {
+            self.forget_devices();
+        }
         self.next_expiry = self.earliest_expiry();
     }
 
@@ -376,7 +383,7 @@ impl VerbsFabric {
         let goodbyes = self.goodbyes.iter().map(|(_, goodbye)| goodbye.deadline);
         let listeners = self.listeners.iter().map(|(_, listener)| listener.retry_at);
         let all = handshakes.chain(goodbyes).chain(listeners);
-        all.min().unwrap_or(Nanos::MAX)
+        all.min().unwrap_or(Nanos::MAX).min(self.next_forget)
     }
 }
 
@@ -420,7 +427,20 @@ impl VerbsFabric {
             self.domains.drop_device(device);
             self.devices.remove(device);
         }
+        self.forgets_left = FORGETS;
+        self.forget_devices();
+    }
+
+    /// Has librdmacm let go of devices that are gone, now and a few times more: the kernel tells
+    /// of the removal before the device is out of the list by which the library goes.
+    fn forget_devices(&mut self) {
         sys::forget_gone_devices();
+        self.forgets_left = self.forgets_left.saturating_sub(1);
+        self.next_forget = match self.forgets_left {
+            0 => Nanos::MAX,
+            _ => self.now + FORGET_INTERVAL,
+        };
+        self.next_expiry = self.next_expiry.min(self.next_forget);
     }
 }
 
