@@ -203,6 +203,42 @@ fn a_read_only_disk_opens_for_reading_only() {
     rig.registry.open("A0", false).unwrap();
 }
 
+/// Lets this thread use files as a user that owns none of them, also when the test runs as root.
+#[allow(unsafe_code)]
+fn become_nobody() {
+    const NOBODY: libc::uid_t = 65534;
+    // SAFETY: it changes only whom this thread's file accesses are checked against.
+    unsafe { libc::setfsuid(NOBODY) };
+}
+
+#[test]
+fn an_image_that_is_not_writable_becomes_a_read_only_disk() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = on_disk();
+    let path = directory.path().join("image");
+    image(&path, 8 * 512);
+    let mode = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(directory.path(), mode(0o755)).unwrap();
+    std::fs::set_permissions(&path, mode(0o444)).unwrap();
+    let test = move || {
+        become_nobody();
+        let rig = Rig::new();
+        create(&rig, &path).unwrap();
+        let desc = rig.registry.open("U0", false).unwrap();
+        let mut driver = Driver::new(desc.open_channel(rnbd_base::CoreIndex(0), 2).unwrap());
+        let buffer = rig.buffer(512);
+        let block = buffer.span().slice(0, 512).unwrap();
+        driver.run(&read(0, 1, block)).unwrap();
+        let refused = rig.registry.open("U0", true).unwrap_err();
+        assert_eq!(refused.errno(), Errno::ROFS);
+        let info = rig.registry.get("U0").unwrap().to_json();
+        assert_eq!(info["supported_io_types"]["write"], false);
+    };
+    // A thread of its own: the identity must not stay with the test runner's.
+    std::thread::spawn(test).join().unwrap();
+}
+
 #[test]
 fn a_priority_that_is_not_allowed_is_dropped_and_not_an_error() {
     let rig = Rig::new();
