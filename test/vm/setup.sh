@@ -78,7 +78,7 @@ pack_initramfs() {
     local root=$1/initramfs module path
     say "packing the guest's initramfs"
     rm -rf "$root"
-    mkdir -p "$root"/{bin,modules,dev,proc,sys,host,upper,root}
+    mkdir -p "$root"/{bin,modules,dev,proc,sys,host,upper,newroot}
     cp "$(dpkg -L busybox-static | grep -m1 '/busybox$')" "$root/bin/busybox"
     cp "$vm/guest/init" "$root/init"
     chmod +x "$root/init"
