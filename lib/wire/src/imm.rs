@@ -1,5 +1,7 @@
 use rnbd_base::Errno;
 
+use crate::extension::PathToken;
+
 const PAYLOAD_BITS: u32 = 28;
 const PAYLOAD_MASK: u32 = (1 << PAYLOAD_BITS) - 1;
 const RESPONSE_ID_BITS: u32 = 19;
@@ -11,6 +13,8 @@ const IO_RSP: u32 = 1;
 const IO_RSP_W_INV: u32 = 2;
 const HB_MSG: u32 = 8;
 const HB_ACK: u32 = 9;
+const FENCE: u32 = 10;
+const FENCED: u32 = 11;
 
 /// What the 32-bit immediate of an RDMA operation says (protocol.md section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,10 @@ pub enum Imm {
     Heartbeat,
     /// I am. Both directions.
     HeartbeatAck,
+    /// Is that path finished? Client to server, only where the extension is agreed.
+    Fence(PathToken),
+    /// It is: nothing of it will be done any more. Server to client, likewise.
+    Fenced(PathToken),
     /// A type that is not known; to be ignored and counted.
     Unknown {
         /// The type, 0 … 15.
@@ -92,8 +100,7 @@ impl ImmLayout {
             IO_RSP_W_INV => decode_response(payload, true),
             HB_MSG => Imm::Heartbeat,
             HB_ACK => Imm::HeartbeatAck,
-            #[expect(clippy::cast_possible_truncation, reason = "four bits")]
-            kind => Imm::Unknown { kind: kind as u8 },
+            kind => decode_extension(kind, payload),
         }
     }
 
@@ -127,6 +134,18 @@ impl Imm {
     /// The immediate that gives it.
     pub const HEARTBEAT_ACK: u32 = HB_ACK << PAYLOAD_BITS;
 
+    /// The immediate that asks for the end of a path's last life.
+    #[must_use]
+    pub const fn fence(token: PathToken) -> u32 {
+        (FENCE << PAYLOAD_BITS) | token.get()
+    }
+
+    /// The immediate that confirms it.
+    #[must_use]
+    pub const fn fenced(token: PathToken) -> u32 {
+        (FENCED << PAYLOAD_BITS) | token.get()
+    }
+
     /// The immediate that answers request `msg_id`.
     #[must_use]
     pub const fn response(msg_id: u16, status: Result<(), Errno>, invalidated: bool) -> u32 {
@@ -148,6 +167,15 @@ const fn decode_response(payload: u32, invalidated: bool) -> Imm {
             errno => Err(Errno::from_raw(errno as i32)),
         },
         invalidated,
+    }
+}
+
+const fn decode_extension(kind: u32, payload: u32) -> Imm {
+    match (kind, PathToken::new(payload)) {
+        (FENCE, Some(token)) => Imm::Fence(token),
+        (FENCED, Some(token)) => Imm::Fenced(token),
+        #[expect(clippy::cast_possible_truncation, reason = "four bits")]
+        _ => Imm::Unknown { kind: kind as u8 },
     }
 }
 
@@ -182,5 +210,12 @@ mod tests {
     fn a_type_from_the_future_is_named() {
         let layout = ImmLayout::new(512).unwrap();
         assert_eq!(layout.decode(0xf000_0000), Imm::Unknown { kind: 15 });
+    }
+
+    #[test]
+    fn a_fence_for_no_path_is_of_no_known_type() {
+        let layout = ImmLayout::new(512).unwrap();
+        assert_eq!(layout.decode(0xa000_0000), Imm::Unknown { kind: 10 });
+        assert_eq!(layout.decode(0xb000_0000), Imm::Unknown { kind: 11 });
     }
 }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod extension;
 mod imm;
 pub mod limits;
 mod name;

@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{expect_range, expect_type, prefix};
+use crate::extension::{Agreement, AgreementBytes, Features, OfferBytes};
 use crate::limits::{CONNECTIONS_PER_PATH, MAGIC, VERSION, VERSION_MAJOR};
 use crate::name::NAME_FIELD_BYTES;
 use crate::{DecodeError, Name};
@@ -33,6 +34,8 @@ pub struct ConReq {
     pub paths_uuid: [u8; 16],
     /// May create the session on the server.
     pub first_conn: bool,
+    /// What is offered beside the kernel's protocol; a kernel offers nothing.
+    pub extension: Option<Features>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -48,7 +51,8 @@ struct ConReqBytes {
     sess_uuid: [u8; 16],
     paths_uuid: [u8; 16],
     first_conn: u8,
-    reserved: [u8; 11],
+    reserved: [u8; 3],
+    extension: OfferBytes,
 }
 
 impl ConReq {
@@ -69,7 +73,8 @@ impl ConReq {
             sess_uuid: self.sess_uuid,
             paths_uuid: self.paths_uuid,
             first_conn: self.first_conn.into(),
-            reserved: [0; 11],
+            reserved: [0; 3],
+            extension: OfferBytes::new(self.extension),
         })
     }
 
@@ -92,6 +97,7 @@ impl ConReq {
             sess_uuid: raw.sess_uuid,
             paths_uuid: raw.paths_uuid,
             first_conn: raw.first_conn & 1 != 0,
+            extension: raw.extension.decode(),
         })
     }
 }
@@ -116,6 +122,8 @@ pub struct PathParameters {
     pub max_hdr_size: u32,
     /// Each answer brings a new rkey for the chunk (`always_invalidate`).
     pub new_rkey: bool,
+    /// What was agreed beside the kernel's protocol; with a kernel nothing is.
+    pub extension: Option<Agreement>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -128,7 +136,8 @@ struct ConRspBytes {
     max_io_size: U32,
     max_hdr_size: U32,
     flags: U32,
-    reserved: [u8; 36],
+    extension: AgreementBytes,
+    reserved: [u8; 16],
 }
 
 impl ConRsp {
@@ -147,6 +156,7 @@ impl ConRsp {
                 raw.max_io_size = path.max_io_size.into();
                 raw.max_hdr_size = path.max_hdr_size.into();
                 raw.flags = if path.new_rkey { NEW_RKEY } else { 0 }.into();
+                raw.extension = AgreementBytes::new(path.extension);
             }
             Self::Reject(errno) => raw.errno = errno.get().wrapping_neg().into(),
         }
@@ -157,7 +167,8 @@ impl ConRsp {
     /// say (protocol.md 14.2).
     ///
     /// # Errors
-    /// [`DecodeError`] if it is short or of another protocol or version.
+    /// [`DecodeError`] if it is short or of another protocol or version, or agrees to the
+    /// extension without a path token.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let raw: ConRspBytes = zerocopy::transmute!(*prefix::<{ Self::BYTES }>("CON_RSP", bytes)?);
         expect_rtrs(raw.magic, raw.version)?;
@@ -167,6 +178,7 @@ impl ConRsp {
                 max_io_size: raw.max_io_size.get(),
                 max_hdr_size: raw.max_hdr_size.get(),
                 new_rkey: raw.flags.get() & NEW_RKEY != 0,
+                extension: raw.extension.decode()?,
             }),
             errno => Self::Reject(Errno::from_raw(errno.into())),
         })

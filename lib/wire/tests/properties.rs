@@ -3,6 +3,7 @@
 use proptest::array::uniform16;
 use proptest::prelude::*;
 use rnbd_base::Errno;
+use rnbd_wire::extension::{Agreement, Features, PathToken};
 use rnbd_wire::rnbd::{
     AccessMode, CachePolicy, Close, Io, IoFlags, Op, Open, OpenRsp, SessInfo, SessInfoRsp,
 };
@@ -11,17 +12,35 @@ use rnbd_wire::rtrs::{
 };
 use rnbd_wire::{DecodeError, Imm, ImmLayout, Name, decode_any, rnbd, rtrs};
 
+fn features() -> impl Strategy<Value = Features> {
+    any::<u16>().prop_map(Features::from_bits_truncate)
+}
+
+fn token() -> impl Strategy<Value = PathToken> {
+    (1..1u32 << 28).prop_map(|token| PathToken::new(token).expect("28 bits, not 0"))
+}
+
+fn agreement() -> impl Strategy<Value = Agreement> {
+    (features(), token(), any::<u64>()).prop_map(|(features, token, instance)| Agreement {
+        features,
+        token,
+        instance,
+    })
+}
+
 fn con_req() -> impl Strategy<Value = ConReq> {
     let cids = (1..=4096u16).prop_flat_map(|cid_num| (0..cid_num, Just(cid_num)));
     let uuids = (uniform16(any::<u8>()), uniform16(any::<u8>()));
-    (cids, any::<u16>(), uuids, any::<bool>()).prop_map(
-        |((cid, cid_num), recon_cnt, (sess_uuid, paths_uuid), first_conn)| ConReq {
+    let extension = proptest::option::of(features());
+    (cids, any::<u16>(), uuids, any::<bool>(), extension).prop_map(
+        |((cid, cid_num), recon_cnt, (sess_uuid, paths_uuid), first_conn, extension)| ConReq {
             cid,
             cid_num,
             recon_cnt,
             sess_uuid,
             paths_uuid,
             first_conn,
+            extension,
         },
     )
 }
@@ -35,13 +54,15 @@ fn status() -> impl Strategy<Value = Result<(), Errno>> {
 }
 
 fn con_rsp() -> impl Strategy<Value = ConRsp> {
-    let accept = any::<(u16, u32, u32, bool)>().prop_map(
-        |(queue_depth, max_io_size, max_hdr_size, new_rkey)| {
+    let numbers = any::<(u16, u32, u32, bool)>();
+    let accept = (numbers, proptest::option::of(agreement())).prop_map(
+        |((queue_depth, max_io_size, max_hdr_size, new_rkey), extension)| {
             ConRsp::Accept(PathParameters {
                 queue_depth,
                 max_io_size,
                 max_hdr_size,
                 new_rkey,
+                extension,
             })
         },
     );
@@ -112,6 +133,49 @@ proptest! {
     #[test]
     fn con_rsp_round_trips(message in con_rsp()) {
         prop_assert_eq!(ConRsp::decode(&message.to_bytes()), Ok(message));
+    }
+
+    /// What a kernel sends, and ignores (protocol.md 3.3, 3.4).
+    #[test]
+    fn nothing_of_the_extension_is_said_to_who_does_not_offer_it(
+        request in con_req(),
+        response in con_rsp(),
+    ) {
+        let request = ConReq { extension: None, ..request };
+        prop_assert_eq!(&request.to_bytes()[45..], &[0; 11]);
+        let response = match response {
+            ConRsp::Accept(path) => ConRsp::Accept(PathParameters { extension: None, ..path }),
+            reject => reject,
+        };
+        prop_assert_eq!(&response.to_bytes()[20..], &[0; 36]);
+    }
+
+    #[test]
+    fn reserved_bytes_without_the_magic_are_no_offer(
+        request in con_req(),
+        reserved in any::<[u8; 11]>(),
+    ) {
+        prop_assume!(reserved[3..7] != *b"RNBX");
+        let mut bytes = request.to_bytes();
+        bytes[45..].copy_from_slice(&reserved);
+        let expected = ConReq { extension: None, ..request };
+        prop_assert_eq!(ConReq::decode(&bytes), Ok(expected));
+    }
+
+    #[test]
+    fn features_from_the_future_are_not_agreed_to(request in con_req(), bits: u16) {
+        let request = ConReq { extension: Some(Features::empty()), ..request };
+        let mut bytes = request.to_bytes();
+        bytes[52..54].copy_from_slice(&bits.to_le_bytes());
+        let extension = Some(Features::from_bits_truncate(bits));
+        prop_assert_eq!(ConReq::decode(&bytes), Ok(ConReq { extension, ..request }));
+    }
+
+    #[test]
+    fn fence_immediates_round_trip(queue_depth in 1..=u16::MAX, token in token()) {
+        let layout = ImmLayout::new(queue_depth).unwrap();
+        prop_assert_eq!(layout.decode(Imm::fence(token)), Imm::Fence(token));
+        prop_assert_eq!(layout.decode(Imm::fenced(token)), Imm::Fenced(token));
     }
 
     #[test]
@@ -259,6 +323,29 @@ fn a_peer_of_another_protocol_or_version_is_named() {
 }
 
 #[test]
+fn an_agreement_without_a_path_token_is_named() {
+    let mut bytes = ConRsp::Accept(PathParameters {
+        queue_depth: 512,
+        max_io_size: 126_976,
+        max_hdr_size: 4096,
+        new_rkey: false,
+        extension: Some(Agreement {
+            features: Features::FENCE,
+            token: PathToken::FIRST,
+            instance: 7,
+        }),
+    })
+    .to_bytes();
+    assert_eq!(bytes[20..24], *b"RNBX");
+    bytes[28] = 0;
+    let error = ConRsp::decode(&bytes).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "path token is 0, not within 1 … 268435455"
+    );
+}
+
+#[test]
 fn a_connection_index_past_the_number_of_connections_is_named() {
     let mut bytes = ConReq {
         cid: 4,
@@ -267,6 +354,7 @@ fn a_connection_index_past_the_number_of_connections_is_named() {
         sess_uuid: [1; 16],
         paths_uuid: [2; 16],
         first_conn: true,
+        extension: None,
     }
     .to_bytes();
     bytes[6] = 5;

@@ -81,6 +81,7 @@ impl Vector {
             sess_uuid: self.uuid("sess_uuid"),
             paths_uuid: self.uuid("paths_uuid"),
             first_conn: self.number::<u8>("first_conn") == 1,
+            extension: None,
         };
         assert_eq!(message.to_bytes(), bytes, "{}", self.name);
         assert_eq!(ConReq::decode(bytes), Ok(message), "{}", self.name);
@@ -99,6 +100,7 @@ impl Vector {
                 max_io_size: self.number("max_io_size"),
                 max_hdr_size: self.number("max_hdr_size"),
                 new_rkey: self.number::<u32>("flags") == 2,
+                extension: None,
             }),
             errno => ConRsp::Reject(Errno::from_raw(errno)),
         };

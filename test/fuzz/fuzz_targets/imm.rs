@@ -10,10 +10,13 @@ fuzz_target!(|input: (u16, u32)| {
         assert_eq!(queue_depth, 0);
         return;
     };
-    if let Imm::Request { msg_id, offset } = layout.decode(value) {
-        assert_eq!(
+    match layout.decode(value) {
+        Imm::Request { msg_id, offset } => assert_eq!(
             layout.decode(layout.request(msg_id, offset)),
             Imm::Request { msg_id, offset }
-        );
+        ),
+        Imm::Fence(token) => assert_eq!(Imm::fence(token), value),
+        Imm::Fenced(token) => assert_eq!(Imm::fenced(token), value),
+        _ => (),
     }
 });

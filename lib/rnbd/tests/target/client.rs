@@ -117,6 +117,7 @@ impl<F: Fabric> Client<F> {
             sess_uuid: [self.id.path; 16],
             paths_uuid: [self.id.session; 16],
             first_conn: self.id.first_conn,
+            extension: None,
         }
     }
 

@@ -224,6 +224,7 @@ impl Path {
             sess_uuid: self.uuid,
             paths_uuid: self.session_uuid,
             first_conn: true,
+            extension: None,
         }
     }
 

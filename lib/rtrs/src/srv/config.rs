@@ -103,6 +103,7 @@ impl Config {
             max_io_size: self.max_io_bytes(),
             max_hdr_size: limits::HEADER_BYTES,
             new_rkey: self.new_rkey,
+            extension: None,
         }
     }
 }

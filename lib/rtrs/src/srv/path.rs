@@ -143,7 +143,9 @@ impl Path {
             Imm::Heartbeat if cid == 0 => Ok(Inbound::AckHeartbeat),
             Imm::HeartbeatAck if cid == 0 => Ok(self.on_heartbeat_ack(now)),
             Imm::Heartbeat | Imm::HeartbeatAck => Ok(Inbound::Nothing),
-            Imm::Response { .. } | Imm::Unknown { .. } => Err(Violation::ImmType),
+            Imm::Response { .. } | Imm::Fence(_) | Imm::Fenced(_) | Imm::Unknown { .. } => {
+                Err(Violation::ImmType)
+            }
         }
     }
 

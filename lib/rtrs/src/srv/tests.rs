@@ -115,6 +115,7 @@ fn con_req(uuid: u8, cid: u16) -> ConReq {
         sess_uuid: [uuid; 16],
         paths_uuid: SESSION,
         first_conn: true,
+        extension: None,
     }
 }
 

@@ -43,6 +43,7 @@ pub(super) fn accept(queue_depth: u16, new_rkey: bool) -> PathParameters {
         max_io_size: 126_976,
         max_hdr_size: 4096,
         new_rkey,
+        extension: None,
     }
 }
 
