@@ -273,8 +273,12 @@ impl Core {
     }
 
     pub(super) fn conn_ids(&self) -> Vec<ConnId> {
-        let id = |((index, generation), _)| ConnId { index, generation };
-        self.conns.iter().map(id).collect()
+        self.conns().map(|(id, _)| id).collect()
+    }
+
+    pub(super) fn conns(&self) -> impl Iterator<Item = (ConnId, &Conn)> {
+        let named = |((index, generation), conn)| (ConnId { index, generation }, conn);
+        self.conns.iter().map(named)
     }
 
     pub(super) fn listener_at(&self, addr: Addr) -> Option<(ListenerId, Listener)> {

@@ -59,7 +59,7 @@ impl Net {
         options: &ListenOptions,
     ) -> Result<ListenerId, FabricError> {
         let host = self.cores.get(&fabric).map(|core| core.host);
-        if host != Some(addr.ip()) {
+        if host != Some(self.owner(addr.ip())) {
             return Err(FabricError::AddrNotAvailable(addr.to_string()));
         }
         let addr = self.with_port(*addr);

@@ -33,7 +33,7 @@ impl Net {
         let src = params.src.unwrap_or(Addr::Ip((host, port).into()));
         let wire = Wire::new(src, params.dst, End::At(fabric, conn));
         self.wires.insert(id, wire);
-        let is_local = src.ip() == host && self.is_reachable(host);
+        let is_local = self.owner(src.ip()) == host && self.is_reachable(src.ip());
         if is_local && self.hosts.contains_key(&params.dst.ip()) {
             self.request(id, params);
         } else {
@@ -140,11 +140,13 @@ impl Net {
 
     pub(super) fn adopt(&mut self, fabric: FabricId, id: WireId) -> Result<ConnId, FabricError> {
         let stale = FabricError::Stale("connection request");
+        let to = self.wires.get(&id).map(|wire| wire.host(Side::Server));
+        let to = to.map(|ip| self.owner(ip));
         let (Some(core), Some(wire)) = (self.cores.get_mut(&fabric), self.wires.get_mut(&id))
         else {
             return Err(stale);
         };
-        let is_here = wire.host(Side::Server) == core.host;
+        let is_here = to == Some(core.host);
         if wire.end(Side::Server) != End::InTransit || !is_here {
             return Err(stale);
         }

@@ -47,7 +47,10 @@ pub(super) struct Net {
     pub(super) now: Nanos,
     agenda: BTreeMap<(Nanos, u64), Timer>,
     ids: u64,
+    /// By address.
     pub(super) hosts: BTreeMap<IpAddr, Host>,
+    /// Further addresses of hosts, and the first of each.
+    pub(super) aliases: BTreeMap<IpAddr, IpAddr>,
     pub(super) cores: BTreeMap<FabricId, Core>,
     pub(super) wires: BTreeMap<WireId, Wire>,
     pub(super) cuts: BTreeSet<(IpAddr, IpAddr)>,
@@ -62,6 +65,7 @@ impl Net {
             agenda: BTreeMap::new(),
             ids: 0,
             hosts: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             cores: BTreeMap::new(),
             wires: BTreeMap::new(),
             cuts: BTreeSet::new(),
@@ -81,7 +85,21 @@ impl Net {
         })
     }
 
-    /// Whether packets can reach the host.
+    /// The first address of the host that has this one.
+    pub(super) fn owner(&self, ip: IpAddr) -> IpAddr {
+        self.aliases.get(&ip).copied().unwrap_or(ip)
+    }
+
+    /// All addresses of a host.
+    pub(super) fn addresses(&self, ip: IpAddr) -> Vec<IpAddr> {
+        let first = self.owner(ip);
+        let further = self.aliases.iter().filter(|(_, of)| **of == first);
+        std::iter::once(first)
+            .chain(further.map(|(ip, _)| *ip))
+            .collect()
+    }
+
+    /// Whether packets can reach the host by this address.
     pub(super) fn is_reachable(&self, ip: IpAddr) -> bool {
         let host = self.hosts.get(&ip);
         host.is_some_and(|host| host.is_up && host.has_device)

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::Nanos;
 
-use super::conn::Core;
+use super::conn::{Conn, Core};
 use super::fabric::SimFabric;
 use super::net::{FabricId, Net};
 use super::plan::FaultPlan;
 use super::wire::{Body, End, OpMessage, Payload, RemoteOp, Side, Wire, WireId};
-use crate::types::{Addr, CloseReason, RemoteAddr};
+use crate::types::{Addr, CloseReason, ConnId, RemoteAddr};
 
 /// How a host's software ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,15 @@ impl SimNetwork {
         let id = FabricId(net.next_id());
         net.cores.insert(id, Core::new(ip));
         SimFabric::new(self.clone(), id)
+    }
+
+    /// Gives the host `ip` a further address, on a network device of its own.
+    pub fn add_address(&self, ip: IpAddr, further: IpAddr) {
+        let mut net = self.lock();
+        net.host(ip);
+        net.host(further);
+        let first = net.owner(ip);
+        net.aliases.insert(further, first);
     }
 
     /// When something happens next in the network.
@@ -170,32 +179,30 @@ impl SimNetwork {
     /// [`SimNetwork::restart`].
     pub fn crash(&self, ip: IpAddr, crash: Crash) {
         let mut net = self.lock();
-        let of_host = |(id, core): (&FabricId, &Core)| (core.host == ip).then_some(*id);
-        let fabrics: Vec<_> = net.cores.iter().filter_map(of_host).collect();
-        for fabric in fabrics {
+        for fabric in net.fabrics_of(ip) {
             net.end_fabric(fabric, crash);
         }
-        net.host(ip).is_up = crash == Crash::Process;
+        for ip in net.addresses(ip) {
+            net.host(ip).is_up = crash == Crash::Process;
+        }
     }
 
     /// The host is up again; new fabrics are to be made for it.
     pub fn restart(&self, ip: IpAddr) {
         let mut net = self.lock();
-        net.host(ip).is_up = true;
-        net.kick(|wire| wire.host(Side::Client) == ip || wire.host(Side::Server) == ip);
+        for ip in net.addresses(ip) {
+            net.host(ip).is_up = true;
+            net.kick(|wire| wire.host(Side::Client) == ip || wire.host(Side::Server) == ip);
+        }
     }
 
-    /// The network device of a host goes away, with all connections over it. Listeners stay as
-    /// intentions.
+    /// The network device of an address goes away, with all connections over it. Listeners stay
+    /// as intentions.
     pub fn remove_device(&self, ip: IpAddr) {
         let mut net = self.lock();
         net.host(ip).has_device = false;
-        let of_host = |(id, core): (&FabricId, &Core)| (core.host == ip).then_some(*id);
-        let fabrics: Vec<_> = net.cores.iter().filter_map(of_host).collect();
-        for fabric in fabrics {
-            for conn in net.cores[&fabric].conn_ids() {
-                net.close(fabric, conn, CloseReason::Failed("the device was removed"));
-            }
+        for (fabric, conn) in net.connections_over(ip) {
+            net.close(fabric, conn, CloseReason::Failed("the device was removed"));
         }
     }
 
@@ -212,6 +219,29 @@ impl SimNetwork {
 }
 
 impl Net {
+    fn fabrics_of(&self, ip: IpAddr) -> Vec<FabricId> {
+        let host = self.owner(ip);
+        let of_host = |(id, core): (&FabricId, &Core)| (core.host == host).then_some(*id);
+        self.cores.iter().filter_map(of_host).collect()
+    }
+
+    /// The ends that the host of an address has of the connections to and from that address.
+    fn connections_over(&self, ip: IpAddr) -> Vec<(FabricId, ConnId)> {
+        let is_over = |conn: &Conn| {
+            let wire = self.wires.get(&conn.wire);
+            wire.is_none_or(|wire| wire.host(conn.side) == ip)
+        };
+        let fabrics = self.fabrics_of(ip).into_iter();
+        let conns = fabrics.flat_map(|fabric| {
+            let conns = self.cores[&fabric].conns();
+            conns.map(move |(id, conn)| (fabric, id, conn))
+        });
+        conns
+            .filter(|(_, _, conn)| is_over(conn))
+            .map(|(fabric, id, _)| (fabric, id))
+            .collect()
+    }
+
     /// A fabric ends with all that it has.
     pub(super) fn end_fabric(&mut self, fabric: FabricId, crash: Crash) {
         if self.cores.remove(&fabric).is_none() {

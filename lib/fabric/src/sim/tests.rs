@@ -5,7 +5,7 @@ use rnbd_base::Nanos;
 use super::{Crash, Device, FaultPlan, Injection, PerMillion, Side, SimFabric, SimNetwork};
 use crate::conformance::Testbed;
 use crate::conformance::rig::{Link, Rig, linked};
-use crate::{Access, Addr, CloseReason, Fabric, RemoteAddr, WorkRequest, WrOp};
+use crate::{Access, Addr, CloseReason, Fabric, ListenOptions, RemoteAddr, WorkRequest, WrOp};
 
 fn host(n: u8) -> IpAddr {
     Ipv4Addr::new(10, 0, 0, n).into()
@@ -198,6 +198,23 @@ fn a_removed_device_closes_all_and_listens_again_when_it_is_back() {
     network.return_device(host(1));
     let again = rig.link(addr);
     rig.assert_alive(&again);
+}
+
+#[test]
+fn a_host_with_two_addresses_loses_only_what_goes_over_a_removed_device() {
+    let mut rig = Rig::<Bed>::new(&[0, 1]);
+    let network = rig.bed().0.clone();
+    network.add_address(host(1), host(101));
+    let (_, first) = rig.listen(1, 1);
+    let link = rig.link(first);
+    let second = Addr::Ip((host(101), 7).into());
+    let listening = rig.fabric(1).listen(&second, &ListenOptions::default());
+    assert!(listening.is_ok());
+    let other = rig.link(second);
+    network.remove_device(host(101));
+    let reason = rig.both_closed(&other);
+    assert_eq!(reason, CloseReason::Failed("the device was removed"));
+    rig.assert_alive(&link);
 }
 
 #[test]
