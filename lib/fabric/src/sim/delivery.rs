@@ -2,6 +2,7 @@
 
 use super::conn::{Conn, Core, State};
 use super::net::{FabricId, Net, Timer};
+use super::sight::Seen;
 use super::wire::{Body, End, Message, OpMessage, RemoteOp, Side, WireId};
 use crate::types::{CloseReason, CompletionKind, ConnId, DomainId, Event, PrivateData};
 
@@ -31,10 +32,14 @@ impl Net {
                 return;
             }
             direction.blocked_since = None;
+            let is_starved = direction.starved;
             let Some(message) = direction.queue.pop_front() else {
                 return;
             };
-            if !self.receive(id, from, &message.body) && !self.stall(id, from, message) {
+            let must_wait = is_starved && message.body.takes_receive();
+            if (must_wait || !self.receive(id, from, &message.body))
+                && !self.stall(id, from, message)
+            {
                 return;
             }
             self.drop_if_over(id);
@@ -151,9 +156,13 @@ impl Net {
         };
         match core.execute(id, op) {
             (Outcome::Taken, completion) => {
+                let from = core.conn(id).map(|conn| conn.side.other());
                 if let (Some(what), Some(conn)) = (completion, core.conn_mut(id)) {
                     let ready_at = conn.complete(id, what, show_at, 0);
                     self.at(ready_at, Timer::Show);
+                }
+                if let (Some(_), Some(from), Some(imm)) = (op.seq, from, op.op.imm()) {
+                    self.note(wire, Seen::Taken { from, imm });
                 }
                 self.send_ack(wire, fabric, id, op.seq);
                 true
@@ -168,8 +177,8 @@ impl Net {
     }
 
     fn send_ack(&mut self, wire: WireId, fabric: FabricId, id: ConnId, seq: Option<u64>) {
-        let arrival = self.now + self.latency();
         let side = self.conn_mut(fabric, id).map(|conn| conn.side.other());
+        let arrival = self.now + self.latency_from(wire, side.map_or(Side::Client, Side::other));
         let (Some(seq), Some(to)) = (seq, side) else {
             return;
         };

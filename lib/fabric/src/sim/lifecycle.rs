@@ -4,6 +4,7 @@ use rnbd_base::Nanos;
 
 use super::conn::{Conn, State};
 use super::net::{FabricId, Net, Timer};
+use super::sight::Seen;
 use super::wire::{Body, End, Side, Wire, WireId};
 use crate::types::{
     Addr, CloseReason, ConnId, ConnectParams, DomainId, Event, FabricError, PrivateData, QpLimits,
@@ -44,6 +45,7 @@ impl Net {
 
     fn request(&mut self, id: WireId, params: &ConnectParams) {
         self.after(Nanos(params.timeout_ns), Timer::ConnectTimeout(id));
+        self.note(id, Seen::Requested(params.private_data));
         if self.plan.connect_loss.strikes(&mut self.rng) {
             self.drop_silently(id);
         } else if self.plan.connect_reject.strikes(&mut self.rng) {
@@ -204,6 +206,7 @@ impl Net {
             core.domains.leave(domain);
         }
         core.events.push_back(Event::Closed { conn: id, reason });
+        self.note(wire, Seen::Closed(side));
         self.capture(wire, side);
         self.set_end(wire, side, End::Gone);
         self.send(wire, side, Body::Close);

@@ -25,11 +25,13 @@ mod net;
 mod network;
 mod plan;
 mod posting;
+mod sight;
 mod wire;
 
 pub use fabric::{SimFabric, SimIncoming};
 pub use network::{Connection, Crash, Injection, SimNetwork};
 pub use plan::{Device, FaultPlan, PerMillion};
+pub use sight::{Seen, Sight};
 pub use wire::{Side, WireId};
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use rnbd_base::Nanos;
 
 use super::conn::{Conn, Core};
 use super::plan::FaultPlan;
+use super::sight::{Seen, Sight};
 use super::wire::{Body, Message, Side, Wire, WireId};
 use crate::types::ConnId;
 
@@ -54,6 +55,10 @@ pub(super) struct Net {
     pub(super) cores: BTreeMap<FabricId, Core>,
     pub(super) wires: BTreeMap<WireId, Wire>,
     pub(super) cuts: BTreeSet<(IpAddr, IpAddr)>,
+    /// How much longer than the plan says a message takes between two addresses.
+    pub(super) delays: BTreeMap<(IpAddr, IpAddr), Nanos>,
+    /// What went over the network, if somebody wants to know.
+    sights: Option<Vec<Sight>>,
 }
 
 impl Net {
@@ -69,6 +74,8 @@ impl Net {
             cores: BTreeMap::new(),
             wires: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            delays: BTreeMap::new(),
+            sights: None,
         }
     }
 
@@ -157,14 +164,37 @@ impl Net {
         self.draw(range)
     }
 
+    /// How long something takes on this wire.
+    pub(super) fn latency_from(&mut self, id: WireId, from: Side) -> Nanos {
+        let ends = |wire: &Wire| (wire.host(from), wire.host(from.other()));
+        let way = self.wires.get(&id).map(ends);
+        let extra = way.and_then(|way| self.delays.get(&way));
+        extra.copied().unwrap_or(Nanos::ZERO) + self.latency()
+    }
+
     pub(super) fn completion_delay(&mut self) -> Nanos {
         let range = self.plan.completion_delay_ns.clone();
         self.draw(range)
     }
 
+    /// From now on, or no more, what happens is remembered.
+    pub(super) fn watch(&mut self, on: bool) {
+        self.sights = on.then(Vec::new);
+    }
+
+    pub(super) fn take_sights(&mut self) -> Vec<Sight> {
+        self.sights.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn note(&mut self, wire: WireId, what: Seen) {
+        if let Some(sights) = &mut self.sights {
+            sights.push(Sight { wire, what });
+        }
+    }
+
     /// Puts something onto a wire, behind what `from` sent before.
     pub(super) fn send(&mut self, id: WireId, from: Side, body: Body) {
-        let arrival = self.now + self.latency();
+        let arrival = self.now + self.latency_from(id, from);
         let Some(wire) = self.wires.get_mut(&id) else {
             return;
         };

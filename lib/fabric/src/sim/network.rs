@@ -6,8 +6,9 @@ use rnbd_base::Nanos;
 
 use super::conn::{Conn, Core};
 use super::fabric::SimFabric;
-use super::net::{FabricId, Net};
+use super::net::{FabricId, Net, Timer};
 use super::plan::FaultPlan;
+use super::sight::{Seen, Sight};
 use super::wire::{Body, End, OpMessage, Payload, RemoteOp, Side, Wire, WireId};
 use crate::types::{Addr, CloseReason, ConnId, RemoteAddr};
 
@@ -90,6 +91,22 @@ impl SimNetwork {
         net.aliases.insert(further, first);
     }
 
+    /// From now on messages from `src` to `dst` take so much longer.
+    pub fn set_delay(&self, src: IpAddr, dst: IpAddr, delay: Nanos) {
+        self.lock().delays.insert((src, dst), delay);
+    }
+
+    /// Whether to remember what happens, for [`SimNetwork::take_sights`].
+    pub fn watch(&self, on: bool) {
+        self.lock().watch(on);
+    }
+
+    /// What has happened since this was last asked, in its order.
+    #[must_use]
+    pub fn take_sights(&self) -> Vec<Sight> {
+        self.lock().take_sights()
+    }
+
     /// When something happens next in the network.
     #[must_use]
     pub fn next_event(&self) -> Option<Nanos> {
@@ -164,6 +181,16 @@ impl SimNetwork {
             payload: Payload::Copied(bytes),
         };
         self.lock().send(wire, from, Body::Op(message));
+    }
+
+    /// Whether what `from` sends finds no receives, as at a peer that does not post them again:
+    /// it waits, for as long as it takes.
+    pub fn starve(&self, wire: WireId, from: Side, is_starved: bool) {
+        let mut net = self.lock();
+        if let Some(wire) = net.wires.get_mut(&wire) {
+            wire.direction(from).starved = is_starved;
+        }
+        net.after(Nanos::ZERO, Timer::Deliver(wire, from));
     }
 
     /// The next `messages` with bytes that `from` sends arrive with some of them changed, as from
@@ -258,6 +285,7 @@ impl Net {
             .filter_map(|(id, wire)| Some((*id, side_of(wire)?)))
             .collect();
         for (id, side) in ends {
+            self.note(id, Seen::Closed(side));
             self.capture(id, side);
             match crash {
                 Crash::Process => {

@@ -2,6 +2,7 @@
 
 use super::conn::{Posted, Receive, State};
 use super::net::{FabricId, Net, Timer};
+use super::sight::Seen;
 use super::wire::{Body, OpMessage, Payload, RemoteOp, Side, WireId};
 use crate::types::{CloseReason, ConnId, PostError, Sge, WorkRequest, WrOp};
 
@@ -112,6 +113,9 @@ impl Net {
                 op,
                 payload: Payload::InPlace(posted.wr.sges.map(|sge| sge.span)),
             };
+            if let Some(imm) = op.imm() {
+                self.note(wire, Seen::Sent { from: side, imm });
+            }
             self.corrupt(wire, side, &mut message.payload);
             self.send(wire, side, Body::Op(message));
             self.strike(wire);

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rnbd_base::Nanos;
 
-use super::{Crash, Device, FaultPlan, Injection, PerMillion, Side, SimFabric, SimNetwork};
+use super::{Crash, Device, FaultPlan, Injection, PerMillion, Seen, Side, SimFabric, SimNetwork};
 use crate::conformance::Testbed;
 use crate::conformance::rig::{Link, Rig, linked};
 use crate::{Access, Addr, CloseReason, Fabric, ListenOptions, RemoteAddr, WorkRequest, WrOp};
@@ -295,6 +295,63 @@ fn corruption_changes_as_many_messages_as_asked() {
         rig.write_imm(link.server);
         assert_eq!(region.bytes(0, 4096) == [7; 4096], is_intact);
     }
+}
+
+#[test]
+fn what_finds_no_receive_waits_while_the_other_direction_goes_on() {
+    let (mut rig, link, network) = faulty(|_| ());
+    rig.post_empty_recvs(link.server, 1);
+    rig.post_empty_recvs(link.client, 1);
+    let wire = network.connections()[0].wire;
+    network.starve(wire, Side::Client, true);
+    say(&mut rig, &link, 5);
+    rig.settle();
+    assert!(rig.is_silent(1));
+    rig.post(link.server, WrOp::WriteImm(RemoteAddr::NONE, 6));
+    assert_eq!(rig.write_imm(link.client), 6);
+    network.starve(wire, Side::Client, false);
+    assert_eq!(rig.write_imm(link.server), 5);
+    rig.assert_alive(&link);
+}
+
+#[test]
+fn an_observer_sees_an_immediate_leave_and_arrive() {
+    let (mut rig, link, network) = faulty(|_| ());
+    rig.post_empty_recvs(link.server, 1);
+    network.watch(true);
+    say(&mut rig, &link, 5);
+    rig.write_imm(link.server);
+    let seen: Vec<_> = network
+        .take_sights()
+        .iter()
+        .map(|sight| sight.what)
+        .collect();
+    let from = Side::Client;
+    assert!(
+        matches!(seen[0], Seen::Sent { from: f, imm: 5 } if f == from),
+        "{seen:?}"
+    );
+    assert!(
+        matches!(seen[1], Seen::Taken { from: f, imm: 5 } if f == from),
+        "{seen:?}"
+    );
+    assert!(network.take_sights().is_empty());
+}
+
+#[test]
+fn a_delay_is_of_one_way_between_two_addresses() {
+    let delay = Nanos::from_millis(500);
+    let (mut rig, link, network) = faulty(|_| ());
+    rig.post_empty_recvs(link.server, 1);
+    rig.post_empty_recvs(link.client, 1);
+    network.set_delay(host(0), host(1), delay);
+    let start = rig.now();
+    rig.post(link.server, WrOp::WriteImm(RemoteAddr::NONE, 6));
+    rig.write_imm(link.client);
+    assert!(rig.now() < start + delay);
+    say(&mut rig, &link, 5);
+    rig.write_imm(link.server);
+    assert!(rig.now() > start + delay);
 }
 
 #[test]

@@ -118,6 +118,8 @@ pub(super) struct Direction {
     pub(super) blocked_since: Option<Nanos>,
     /// How many of the next messages with bytes are changed on their way.
     pub(super) corrupted: u32,
+    /// The receiver has no receives for what arrives.
+    pub(super) starved: bool,
 }
 
 impl Direction {
@@ -146,6 +148,12 @@ pub(super) enum Body {
     Refuse,
     Close,
     Op(OpMessage),
+}
+
+impl Body {
+    pub(super) fn takes_receive(&self) -> bool {
+        matches!(self, Self::Op(op) if op.op.takes_receive())
+    }
 }
 
 /// An operation as the peer executes it.
@@ -178,6 +186,15 @@ impl RemoteOp {
 
     pub(super) fn takes_receive(self) -> bool {
         !matches!(self, Self::Write(_))
+    }
+
+    /// The immediate that comes with it.
+    pub(super) fn imm(self) -> Option<u32> {
+        match self {
+            Self::Write(_) => None,
+            Self::WriteImm(_, imm) => Some(imm),
+            Self::Send { imm, .. } => imm,
+        }
     }
 }
 
