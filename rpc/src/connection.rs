@@ -12,6 +12,7 @@ use crate::envelope::{BadRequest, Incoming, Request};
 use crate::framing::{Malformed, Scanner};
 use crate::gate::{GateState, Ticket};
 use crate::outbox::{Batch, Destination, Outbox};
+use crate::traffic::{Tap, Traffic};
 
 /// What a connection may have sent without completing a value.
 const RECEIVE_BYTES_MAX: usize = 256 << 10;
@@ -25,6 +26,7 @@ pub(crate) struct Connection {
     received: Vec<u8>,
     scanner: Scanner,
     outbox: Rc<Outbox>,
+    tap: Tap,
     /// The client will send no more.
     at_end: bool,
 }
@@ -40,13 +42,15 @@ enum Over {
 
 impl Connection {
     pub(crate) fn new(rpc: Rpc, ticket: Ticket, stream: Watch<UnixStream>) -> Self {
+        let tap = rpc.tap();
         Self {
             rpc,
             ticket,
             stream,
             received: Vec::new(),
             scanner: Scanner::default(),
-            outbox: Rc::default(),
+            outbox: Rc::new(Outbox::new(tap.clone())),
+            tap,
             at_end: false,
         }
     }
@@ -149,7 +153,9 @@ impl Connection {
             match self.scanner.next_value(&self.received[taken..]) {
                 Ok(None) => break,
                 Ok(Some(length)) => {
-                    let incoming = Incoming::parse(&self.received[taken..taken + length]);
+                    let value = &self.received[taken..taken + length];
+                    self.tap.show(Traffic::Request, value);
+                    let incoming = Incoming::parse(value);
                     taken += length;
                     self.handle(incoming.map_err(|Malformed| Over::Malformed)?);
                 }

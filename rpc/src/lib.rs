@@ -38,6 +38,7 @@ mod rpc;
 mod schema;
 mod server;
 mod strict_json;
+mod traffic;
 
 pub use client::{Client, ClientError};
 pub use control_loop::{ControlLoop, Handle, Interest, Signals, Sleep, Watch};
@@ -47,3 +48,4 @@ pub use registry::{Params, RegisterError, Registry, RpcResult};
 pub use rpc::Rpc;
 pub use schema::{Array, Enum, EnumField, Method, MethodError, Object, Param, Schema, State, Type};
 pub use server::{ListenError, RpcServer};
+pub use traffic::Traffic;

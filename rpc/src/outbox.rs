@@ -6,6 +6,7 @@ use std::task::Waker;
 use crate::RpcError;
 use crate::envelope::Id;
 use crate::registry::RpcResult;
+use crate::traffic::{Tap, Traffic};
 
 /// The longest reply.
 const REPLY_BYTES_MAX: usize = 32 << 20;
@@ -19,14 +20,23 @@ pub(crate) struct Outbox {
     /// Replies that come after this are dropped.
     closed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    tap: Tap,
 }
 
 impl Outbox {
+    pub(crate) fn new(tap: Tap) -> Self {
+        Self {
+            tap,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn push(&self, reply: &str) {
         if self.closed.get() {
             log::warn!("a reply is dropped: its connection is closed");
             return;
         }
+        self.tap.show(Traffic::Reply, reply.as_bytes());
         let mut unsent = self.unsent.borrow_mut();
         unsent.extend(reply.as_bytes());
         unsent.push_back(b'\n');

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::dispatch::Dispatcher;
 use crate::registry::{Params, RegisterError, Registry, RpcResult};
 use crate::schema::{Method, Schema, State};
+use crate::traffic::{Tap, Traffic};
 use crate::{Handle, RpcError};
 
 const ONLY_AFTER_INIT: &str = "Method may only be called after framework is initialized using \
@@ -30,6 +31,7 @@ struct Shared {
     schema: &'static Schema,
     methods: Rc<Methods>,
     dispatcher: Dispatcher,
+    tap: RefCell<Tap>,
 }
 
 /// What is needed to say which methods may be called.
@@ -76,6 +78,7 @@ impl Rpc {
             schema: registry.schema,
             methods,
             dispatcher: Dispatcher::new(&registry.methods),
+            tap: RefCell::default(),
         };
         Ok(Self {
             shared: Rc::new(shared),
@@ -104,6 +107,15 @@ impl Rpc {
     pub fn set_allowed(&self, names: impl IntoIterator<Item = String>) {
         let allowed = names.into_iter().collect();
         self.shared.methods.allowed.replace(Some(allowed));
+    }
+
+    /// Shows `observer` what connections receive and answer, of those that are made from now on.
+    pub fn observe(&self, observer: impl Fn(Traffic, &str) + 'static) {
+        self.shared.tap.replace(Tap::new(observer));
+    }
+
+    pub(crate) fn tap(&self) -> Tap {
+        self.shared.tap.borrow().clone()
     }
 
     /// When `method` may be called; `None` if there is no such method or it is not allowed.

@@ -2,8 +2,8 @@
 //! written and the clients get their commands.
 //!
 //! The source is `schema.yaml`, in the format of SPDK's own schema with these keys more:
-//! `default`, `minimum`, `maximum` and `length_max` of a parameter; `result`, `states` and
-//! `errors` of a method. It is read when the program starts (a few milliseconds) and not at build
+//! `default`, `minimum`, `maximum` and `length_max` of a parameter; `result`, `states`, `errors` and
+//! `program` of a method. It is read when the program starts (a few milliseconds) and not at build
 //! time: so there is no generated code to keep in step, and the tables that decoding needs are the
 //! same that the clients and the documentation read.
 
@@ -150,6 +150,9 @@ pub struct Method {
     /// The errors beside those that every method has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<MethodError>,
+    /// The only program that serves it; all do if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
     /// A deprecated second name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
@@ -176,6 +179,14 @@ pub enum State {
     Startup,
     /// All subsystems are there.
     Runtime,
+}
+
+impl Method {
+    /// Whether `program` serves it.
+    #[must_use]
+    pub fn is_served_by(&self, program: &str) -> bool {
+        self.program.as_deref().is_none_or(|only| only == program)
+    }
 }
 
 fn runtime_only() -> Vec<State> {
@@ -209,16 +220,18 @@ impl Schema {
         self.methods.iter().find(|method| method.name == name)
     }
 
-    /// Checks that `registered` are exactly the methods of the schema.
+    /// Checks that `registered` are exactly the methods that the schema has for `program`.
     ///
     /// # Errors
     /// A text with the methods that are on one side only.
     pub fn check_registered<'a>(
         &self,
+        program: &str,
         registered: impl IntoIterator<Item = &'a str>,
     ) -> Result<(), String> {
         let registered: BTreeSet<&str> = registered.into_iter().collect();
-        let described: BTreeSet<&str> = self.methods.iter().map(|m| m.name.as_str()).collect();
+        let served = self.methods.iter().filter(|m| m.is_served_by(program));
+        let described: BTreeSet<&str> = served.map(|m| m.name.as_str()).collect();
         let missing: Vec<&str> = described.difference(&registered).copied().collect();
         let extra: Vec<&str> = registered.difference(&described).copied().collect();
         if missing.is_empty() && extra.is_empty() {

@@ -1,4 +1,6 @@
-use std::future::poll_fn;
+use std::fmt;
+use std::fs::File;
+use std::future::{Future, poll_fn};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::task::Poll;
@@ -6,7 +8,7 @@ use std::task::Poll;
 use anyhow::Context;
 use futures_util::future::{Either, select};
 use futures_util::pin_mut;
-use rnbd_rpc::{ControlLoop, Registry, Rpc, RpcServer, Schema, State};
+use rnbd_rpc::{ControlLoop, Params, Registry, Rpc, RpcResult, RpcServer, Schema, State};
 use rustix::process::Signal;
 
 use crate::config::Config;
@@ -14,23 +16,105 @@ use crate::env::Env;
 use crate::logging::{Level, Logger};
 use crate::methods;
 use crate::options::Options;
+use crate::rpc_log;
 use crate::subsystem::SUBSYSTEMS;
 use crate::system::System;
 
-/// Starts everything, runs `program` on the control thread, stops everything.
-///
-/// The program's future ends by itself, soon after [`Env::stopped`] returns. Its exit code is that
-/// of the process; an error of its own, or one while starting, is logged and makes it 1. With the
-/// latter it is not called at all.
+/// Runs `program` with what every program has: [`App::run`].
 pub fn run<F>(options: Options, program: F) -> ExitCode
 where
     F: AsyncFnOnce(Env) -> anyhow::Result<ExitCode>,
 {
-    set_up_log(&options);
-    try_run(&options, program).unwrap_or_else(|error| {
-        log::error!("{error:#}");
-        ExitCode::FAILURE
-    })
+    App::new(options).run(program)
+}
+
+type Registration = Box<dyn FnOnce(&mut Registry)>;
+
+/// A program that is about to start, and what it has beside what every program has.
+pub struct App {
+    options: Options,
+    methods: Vec<Registration>,
+    rpc_log: Option<File>,
+}
+
+impl App {
+    /// With nothing of its own.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            methods: Vec::new(),
+            rpc_log: None,
+        }
+    }
+
+    /// Serves an RPC method of the program's own, which the schema describes like any other. The
+    /// handler runs on the control thread, as the program's future does.
+    #[must_use]
+    pub fn method<F, R>(mut self, name: &'static str, handler: F) -> Self
+    where
+        F: Fn(Params) -> R + 'static,
+        R: Future<Output = RpcResult> + 'static,
+    {
+        let register = move |registry: &mut Registry| registry.register(name, handler);
+        self.methods.push(Box::new(register));
+        self
+    }
+
+    /// Writes every request and reply of the RPC server to `file`.
+    #[must_use]
+    pub fn rpc_log(mut self, file: File) -> Self {
+        self.rpc_log = Some(file);
+        self
+    }
+
+    /// Starts everything, runs `program` on the control thread, stops everything.
+    ///
+    /// The program's future ends by itself, soon after [`Env::stopped`] returns. Its exit code is
+    /// that of the process; an error of its own, or one while starting, is logged and makes it 1.
+    /// With the latter it is not called at all.
+    pub fn run<F>(self, program: F) -> ExitCode
+    where
+        F: AsyncFnOnce(Env) -> anyhow::Result<ExitCode>,
+    {
+        set_up_log(&self.options);
+        self.try_run(program).unwrap_or_else(|error| {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        })
+    }
+
+    fn try_run<F>(self, program: F) -> anyhow::Result<ExitCode>
+    where
+        F: AsyncFnOnce(Env) -> anyhow::Result<ExitCode>,
+    {
+        let options = self.options;
+        let control = ControlLoop::new().context("cannot start the control thread")?;
+        let handle = control.handle();
+        let system = Rc::new(System::new(&options, handle.clone())?);
+        watch_signals(&system)?;
+        let mut registry = Registry::new(Schema::builtin());
+        methods::register(&mut registry, &system);
+        for register in self.methods {
+            register(&mut registry);
+        }
+        let rpc = Rpc::new(&handle, registry)?;
+        if let Some(names) = &options.rpcs_allowed {
+            rpc.set_allowed(names.iter().cloned());
+        }
+        if let Some(file) = self.rpc_log {
+            rpc.observe(rpc_log::to_file(file));
+        }
+        control.run(live(&options, Rc::clone(&system), rpc, program))
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 fn set_up_log(options: &Options) {
@@ -46,23 +130,6 @@ fn set_up_log(options: &Options) {
     if options.silence_noticelog {
         logger.set_print_level(Level::Warning);
     }
-}
-
-fn try_run<F>(options: &Options, program: F) -> anyhow::Result<ExitCode>
-where
-    F: AsyncFnOnce(Env) -> anyhow::Result<ExitCode>,
-{
-    let control = ControlLoop::new().context("cannot start the control thread")?;
-    let handle = control.handle();
-    let system = Rc::new(System::new(options, handle.clone())?);
-    watch_signals(&system)?;
-    let mut registry = Registry::new(Schema::builtin());
-    methods::register(&mut registry, &system);
-    let rpc = Rpc::new(&handle, registry)?;
-    if let Some(names) = &options.rpcs_allowed {
-        rpc.set_allowed(names.iter().cloned());
-    }
-    control.run(live(options, Rc::clone(&system), rpc, program))
 }
 
 /// The first SIGINT or SIGTERM asks the program to end; later ones change nothing.

@@ -25,11 +25,12 @@ mod nbd;
 mod options;
 mod poll_group;
 mod reply;
+mod rpc_log;
 mod subsystem;
 mod system;
 mod target;
 
-pub use app::run;
+pub use app::{App, run};
 pub use env::Env;
 pub use logging::{FLAGS, Level, Logger};
 pub use options::{DEFAULT_SOCKET, Options, ReactorMode};

@@ -47,6 +47,9 @@ impl Schema {
         if let Some(alias) = &method.alias {
             line(text, &format!("Deprecated name: `{alias}`.\n"));
         }
+        if let Some(program) = &method.program {
+            line(text, &format!("Served by `{program}` only.\n"));
+        }
         line(text, &format!("{}\n", states(&method.states)));
         if method.params.is_empty() {
             line(text, "No parameters.\n");

@@ -145,11 +145,24 @@ fn a_method_without_parameters_refuses_even_an_empty_object() {
 #[test]
 fn a_registration_that_differs_from_the_schema_is_named() {
     let schema = Schema::parse(SMALL).unwrap();
-    assert_eq!(schema.check_registered(["stop", "paint"]), Ok(()));
+    assert_eq!(schema.check_registered("any", ["stop", "paint"]), Ok(()));
     assert_eq!(
-        schema.check_registered(["paint", "draw"]).unwrap_err(),
+        schema
+            .check_registered("any", ["paint", "draw"])
+            .unwrap_err(),
         "in the schema but not registered: [\"stop\"]; registered but not in the schema: [\"draw\"]"
     );
+}
+
+#[test]
+fn a_method_of_one_program_is_not_missed_in_another() {
+    let yaml = "methods: [{name: m, description: d, result: r, program: painter}]";
+    let schema = Schema::parse(yaml).unwrap();
+    assert_eq!(schema.check_registered("painter", ["m"]), Ok(()));
+    assert_eq!(schema.check_registered("other", []), Ok(()));
+    assert!(schema.check_registered("painter", []).is_err());
+    assert!(schema.check_registered("other", ["m"]).is_err());
+    assert!(schema.to_markdown().contains("Served by `painter` only."));
 }
 
 #[test]
