@@ -1,5 +1,7 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
 use crate::attach::Attach;
@@ -11,7 +13,7 @@ use crate::workload::Workload;
 /// Letters, table and names are bdevperf's. Bdevs come from a configuration (-c), or from
 /// --attach. The exit status is 0 only if it ran to its end, every I/O succeeded, and every byte was
 /// right.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -50,7 +52,7 @@ pub(crate) struct Cli {
     pub(crate) every_core: bool,
 
     /// Take the jobs from this file (sections with filename, cpumask, bs, iodepth, rwmixread,
-    /// offset, length, rw)
+    /// offset, length, rw); -q, -o, -w, -M and -T go before its [global]
     #[arg(short = 'j', value_name = "FILE", conflicts_with = "every_core")]
     pub(crate) job_file: Option<PathBuf>,
 
@@ -69,6 +71,44 @@ pub(crate) struct Cli {
     /// Go on after I/O that failed, and do not let it fail the run
     #[arg(short = 'f')]
     pub(crate) continue_on_failure: bool,
+
+    /// Start, and run when the RPC method perform_tests asks, as often as it does
+    #[arg(short = 'z', conflicts_with = "no_rpc_server")]
+    pub(crate) wait_for_tests: bool,
+
+    /// Prefer the first places in random workloads: the nth as often as 1 / n^THETA
+    #[arg(short = 'F', value_name = "THETA", value_parser = parse_theta)]
+    pub(crate) zipf_theta: Option<f64>,
+
+    /// In random workloads, go to no place again before all others were visited
+    #[arg(short = 'D', conflicts_with = "zipf_theta")]
+    pub(crate) each_once: bool,
+
+    /// Run all jobs of a core in one light thread
+    #[arg(short = 'E', conflicts_with = "job_file")]
+    pub(crate) thread_per_core: bool,
+
+    /// Write other data each time
+    #[arg(short = 'U')]
+    pub(crate) unique_writes: bool,
+
+    /// Keep the data in ordinary pages
+    #[arg(short = 'H')]
+    pub(crate) small_pages: bool,
+
+    /// Append every RPC request and reply to this file
+    #[arg(short = 'J', value_name = "FILE")]
+    pub(crate) rpc_log: Option<PathBuf>,
+
+    /// Accepted for scripts written for bdevperf: no bdev here has metadata to hide
+    #[arg(short = 'N', hide = true)]
+    pub(crate) hide_metadata: bool,
+
+    #[arg(short = 'X', hide = true)]
+    pub(crate) abort: bool,
+
+    #[arg(short = 'Z', hide = true)]
+    pub(crate) zcopy: bool,
 
     /// Stamp what is written and check what is read, with any workload
     #[arg(long)]
@@ -95,8 +135,30 @@ pub(crate) struct Cli {
 impl Cli {
     /// From the command line of the process; does not return if it makes no sense.
     pub(crate) fn from_command_line() -> Self {
-        let matches = Self::unambiguous_command().get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        Self::parse(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn parse<T: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::unambiguous_command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        let cli = Self::from_arg_matches(&matches)?;
+        match cli.impossible() {
+            Some(reason) => Err(command.error(ErrorKind::InvalidValue, reason)),
+            None => Ok(cli),
+        }
+    }
+
+    /// Why one of bdevperf's letters cannot be obeyed.
+    fn impossible(&self) -> Option<&'static str> {
+        if self.abort {
+            return Some("-X: no bdev here can abort an I/O; -k alone counts those that take long");
+        }
+        if self.zcopy {
+            return Some("-Z: no bdev here lends its buffers; I/O is always done into the job's");
+        }
+        None
     }
 
     /// `--json` is where results go; as another name of `--config` it is not needed here.
@@ -107,8 +169,15 @@ impl Cli {
     #[cfg(test)]
     pub(crate) fn parse_words(words: &str) -> Result<Self, clap::Error> {
         let words = ["rnbd_perf"].into_iter().chain(words.split_whitespace());
-        let matches = Self::unambiguous_command().try_get_matches_from(words)?;
-        Self::from_arg_matches(&matches)
+        Self::parse(words)
+    }
+}
+
+fn parse_theta(text: &str) -> Result<f64, String> {
+    let theta: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match theta.is_finite() && theta >= 0.0 {
+        true => Ok(theta),
+        false => Err("theta is 0 or more".to_owned()),
     }
 }
 
@@ -138,6 +207,15 @@ mod tests {
     }
 
     #[test]
+    fn letters_that_cannot_be_obeyed_are_refused_by_name() {
+        for (words, reason) in [("-X -k 1", "-X: no bdev"), ("-Z", "-Z: no bdev")] {
+            let error = Cli::parse_words(words).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        assert!(Cli::parse_words("-N").is_ok());
+    }
+
+    #[test]
     fn values_out_of_range_are_refused() {
         for words in [
             "-M 101",
@@ -147,6 +225,11 @@ mod tests {
             "-o 4kb",
             "--attach disk0",
             "-P 3",
+            "-F -1",
+            "-F nan",
+            "-D -F 1",
+            "-E -j jobs",
+            "-z --no-rpc-server",
         ] {
             assert!(Cli::parse_words(words).is_err(), "{words}");
         }

@@ -153,7 +153,7 @@ impl Job {
         let mut rng = Rng::with_seed(spec.seed);
         fill_randomly(buffers.span(), &mut rng);
         Self {
-            places: Places::new(range.units, spec.workload.is_random(), spec.verify),
+            places: Places::new(range.units, spec.order, spec.verify),
             ledger: spec.verify.then(|| new_ledger(&spec, &range)),
             slots: vec![idle; spec.depth as usize],
             free: (0..spec.depth).rev().collect(),
@@ -316,8 +316,8 @@ impl Job {
 
     fn submit_one(&mut self, slot: u32, action: Action, unit: u64, now: Nanos) {
         let buf = self.buffer(slot);
-        if let (Some(ledger), Action::Write) = (&mut self.ledger, action) {
-            ledger.begin_write(index(unit), buf, now);
+        if action == Action::Write {
+            self.prepare_write(unit, buf, now);
         }
         self.slots[slot as usize] = Slot {
             action,
@@ -332,6 +332,14 @@ impl Job {
             Ok(()) => {}
             Err(Errno::NOMEM) => self.postpone(slot, now),
             Err(errno) => self.on_done(slot, Err(errno), now),
+        }
+    }
+
+    fn prepare_write(&mut self, unit: u64, buf: Span, now: Nanos) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.begin_write(index(unit), buf, now);
+        } else if self.spec.unique_writes {
+            fill_randomly(buf, &mut self.rng);
         }
     }
 

@@ -4,8 +4,9 @@
 //! writes can be stamped ([`stamp`]) and entered in a ledger ([`ledger`]), so that a lost, stale,
 //! torn or misplaced write is found when it is read back, and named.
 //!
-//! The program is composed of: [`cli`] and [`jobfile`] (what is wanted), [`plan`] (which jobs that
-//! makes), [`runner`] (jobs on cores), [`report`] and [`live`] (what people and scripts read).
+//! The program is composed of: [`cli`], [`jobfile`] and [`perform_tests`] (what is wanted), [`plan`]
+//! (which jobs that makes), [`runner`] (jobs on cores), [`report`] and [`live`] (what people and
+//! scripts read).
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod job;
 mod jobfile;
 mod ledger;
 mod live;
+mod perform_tests;
 mod places;
 mod plan;
 mod report;
@@ -32,35 +34,100 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use rnbd_framework::Env;
+use futures_channel::mpsc;
+use futures_util::future::{Either, select};
+use futures_util::{StreamExt, pin_mut};
+use rnbd_framework::{App, Env};
+use rnbd_rpc::{RpcError, RpcResult};
 
 use crate::cli::Cli;
 use crate::job::{JobResult, Status};
 use crate::live::Live;
 use crate::plan::Core;
 use crate::report::LatencyDetail;
+use crate::runner::Threads;
 use crate::spec::JobSpec;
+
+type Requests = mpsc::UnboundedReceiver<perform_tests::Request>;
 
 fn main() -> ExitCode {
     let cli = Cli::from_command_line();
-    let options = cli.app.clone().without_rpc_unless_asked();
-    rnbd_framework::run(options, async |env: Env| perform(&env, &cli).await)
+    start(&cli).unwrap_or_else(|error| {
+        eprintln!("rnbd_perf: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-async fn perform(env: &Env, cli: &Cli) -> anyhow::Result<ExitCode> {
-    let mut out = text_output(cli);
+fn start(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let options = match cli.wait_for_tests {
+        true => cli.app.clone(),
+        false => cli.app.clone().without_rpc_unless_asked(),
+    };
+    let (method, requests) = perform_tests::Method::new();
+    let requests = cli.wait_for_tests.then_some(requests);
+    let mut app = App::new(options).method("perform_tests", move |params| {
+        let method = method.clone();
+        method.call(params)
+    });
+    if let Some(path) = &cli.rpc_log {
+        let file = File::options().append(true).create(true).open(path);
+        app = app.rpc_log(file.with_context(|| format!("cannot open {}", path.display()))?);
+    }
+    Ok(app.run(async |env: Env| perform(&env, cli, requests).await))
+}
+
+async fn perform(env: &Env, cli: &Cli, requests: Option<Requests>) -> anyhow::Result<ExitCode> {
     for (index, attach) in cli.attach.iter().enumerate() {
         attach.run(env, index).await?;
     }
+    match requests {
+        Some(requests) => serve(env, cli.clone(), requests).await,
+        None => Ok(exit_code(&run_tests(env, cli).await?)),
+    }
+}
+
+/// Performs tests whenever a client asks, until a signal.
+async fn serve(env: &Env, mut cli: Cli, mut requests: Requests) -> anyhow::Result<ExitCode> {
+    loop {
+        let stopped = env.stopped();
+        pin_mut!(stopped);
+        let Either::Left((Some(request), _)) = select(requests.next(), stopped).await else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let outcome = match request.changes.apply(&cli) {
+            Ok(changed) => run_changed(env, &mut cli, changed).await,
+            Err(error) => Err(error),
+        };
+        // A client that has gone does not wait for it.
+        let _ = request.reply.send(outcome);
+    }
+}
+
+/// What could be started once is kept for the next call.
+async fn run_changed(env: &Env, cli: &mut Cli, changed: Cli) -> RpcResult {
+    let results = run_tests(env, &changed).await;
+    let results = results.map_err(|error| RpcError::internal(format!("{error:#}")))?;
+    *cli = changed;
+    Ok(report::to_json(&results))
+}
+
+async fn run_tests(env: &Env, cli: &Cli) -> anyhow::Result<Vec<JobResult>> {
+    let mut out = text_output(cli);
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..));
     let specs = plan_jobs(env, cli, seed)?;
     let verifies = specs.iter().any(|spec| spec.verify);
     let jobs = runner::prepare(env, specs)?;
     announce(cli, verifies.then_some(seed), &mut out)?;
-    let results = jobs.run(env, &mut live_output(cli), &mut out).await?;
+    let threads = match cli.thread_per_core {
+        true => Threads::PerCore,
+        false => Threads::PerJob,
+    };
+    let results = jobs
+        .run(env, threads, &mut live_output(cli), &mut out)
+        .await?;
     report::print(&results, LatencyDetail::from_count(cli.latency), &mut out)?;
     write_files(cli, &results)?;
-    Ok(exit_code(&results))
+    Ok(results)
 }
 
 /// Where text goes: not among JSON.
@@ -83,8 +150,7 @@ fn plan_jobs(env: &Env, cli: &Cli, seed: u64) -> anyhow::Result<Vec<JobSpec>> {
     };
     let named = || format!("job file {}", path.display());
     let text = std::fs::read_to_string(path).with_context(named)?;
-    let sections = jobfile::parse(&text).with_context(named)?;
-    plan::from_sections(cli, &sections, &cores, seed)
+    plan::from_file(cli, &text, &cores, seed).with_context(named)
 }
 
 /// The bdev that was asked for, or else all that nobody has claimed.

@@ -1,11 +1,12 @@
 //! From options to jobs: which core does what to which device.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rnbd_base::{CoreIndex, Nanos};
 
 use crate::cli::Cli;
-use crate::jobfile::JobSection;
-use crate::spec::{JobSpec, Share};
+use crate::jobfile::{self, JobSection};
+use crate::places::Order;
+use crate::spec::{Extent, JobSpec, Share};
 use crate::stamp::mix;
 use crate::workload::Workload;
 
@@ -38,52 +39,54 @@ pub(crate) fn from_options(
         "there is no bdev to run on: see -c and --attach"
     );
     let common = Common { cli, seed };
-    let section = JobSection::default();
-    if !cli.every_core {
-        let turns = bdevs.iter().zip(cores.iter().cycle());
-        return turns
-            .map(|(bdev, core)| common.job(bdev, *core, Share::WHOLE, &section))
-            .collect();
+    let section = given(cli);
+    if cli.every_core {
+        return common.jobs_on(bdevs, cores, &section);
     }
-    let count = u32::try_from(cores.len())?;
-    let pairs = bdevs
-        .iter()
-        .flat_map(|bdev| (0..count).zip(cores).map(move |pair| (bdev, pair)));
-    pairs
-        .map(|(bdev, (index, core))| common.job(bdev, *core, Share { index, count }, &section))
+    let turns = bdevs.iter().zip(cores.iter().cycle());
+    turns
+        .map(|(bdev, core)| common.job(bdev, *core, Share::WHOLE, &section))
         .collect()
 }
 
-/// The jobs of a job file: one for each section and core of its mask; without a mask they take
-/// the cores in turn.
+/// The jobs of a job file's text: for each section, one for each of its devices and cores.
 ///
 /// # Errors
 /// What is missing, or a core that is not there.
-pub(crate) fn from_sections(
+pub(crate) fn from_file(
     cli: &Cli,
-    sections: &[JobSection],
+    text: &str,
     cores: &[Core],
     seed: u64,
 ) -> anyhow::Result<Vec<JobSpec>> {
     let common = Common { cli, seed };
     let mut specs = Vec::new();
-    for (section, next) in sections.iter().zip(cores.iter().cycle()) {
+    for section in jobfile::parse(text, &given(cli))? {
         let name = &section.name;
-        let bdev = cli.bdev.as_ref().or(section.filename.as_ref());
-        let bdev = bdev.with_context(|| format!("job {name} has no filename"))?;
-        let on = cores_of(section, cores, *next)?;
-        let count = u32::try_from(on.len())?;
-        for (index, core) in (0..count).zip(on) {
-            let job = common.job(bdev, core, Share { index, count }, section);
-            specs.push(job.with_context(|| format!("job {name}"))?);
-        }
+        ensure!(!section.filenames.is_empty(), "job {name} has no filename");
+        let on = cores_of(&section, cores)?;
+        let jobs = common.jobs_on(&section.filenames, &on, &section);
+        specs.extend(jobs.with_context(|| format!("job {name}"))?);
     }
     Ok(specs)
 }
 
-fn cores_of(section: &JobSection, cores: &[Core], next: Core) -> anyhow::Result<Vec<Core>> {
+/// What the command line says as a section would.
+fn given(cli: &Cli) -> JobSection {
+    JobSection {
+        filenames: cli.bdev.clone().into_iter().collect(),
+        io_bytes: cli.io_bytes,
+        depth: cli.depth,
+        read_percent: cli.read_percent,
+        workload: cli.workload,
+        ..JobSection::default()
+    }
+}
+
+/// All, unless the section says otherwise.
+fn cores_of(section: &JobSection, cores: &[Core]) -> anyhow::Result<Vec<Core>> {
     let Some(mask) = &section.cores else {
-        return Ok(vec![next]);
+        return Ok(cores.to_vec());
     };
     let find = |lcore| {
         let found = cores.iter().find(|core| core.lcore == lcore).copied();
@@ -93,7 +96,22 @@ fn cores_of(section: &JobSection, cores: &[Core], next: Core) -> anyhow::Result<
 }
 
 impl Common<'_> {
-    /// What the command line says goes before what the section says.
+    /// A job for each device and core, each core with its own part of the device.
+    fn jobs_on(
+        &self,
+        bdevs: &[String],
+        cores: &[Core],
+        section: &JobSection,
+    ) -> anyhow::Result<Vec<JobSpec>> {
+        let count = u32::try_from(cores.len())?;
+        let pairs = bdevs
+            .iter()
+            .flat_map(|bdev| (0..count).zip(cores).map(move |pair| (bdev, pair)));
+        pairs
+            .map(|(bdev, (index, core))| self.job(bdev, *core, Share { index, count }, section))
+            .collect()
+    }
+
     fn job(
         &self,
         bdev: &str,
@@ -102,20 +120,11 @@ impl Common<'_> {
         section: &JobSection,
     ) -> anyhow::Result<JobSpec> {
         let cli = self.cli;
-        let workload = cli
-            .workload
-            .or(section.workload)
-            .context("-w WORKLOAD is missing")?;
-        let depth = cli.depth.or(section.depth).context("-q DEPTH is missing")?;
-        let io_bytes = cli
-            .io_bytes
-            .or(section.io_bytes)
-            .context("-o SIZE is missing")?;
-        let read_percent = cli.read_percent.or(section.read_percent);
+        let workload = section.workload.context("-w WORKLOAD is missing")?;
+        let depth = section.depth.context("-q DEPTH is missing")?;
+        let io_bytes = section.io_bytes.context("-o SIZE is missing")?;
         ensure!((1..=65536).contains(&depth), "a queue depth is 1 to 65536");
-        if cli.read_percent.is_some() && !workload.is_mixed() {
-            bail!("-M makes no sense with -w {}", workload.name());
-        }
+        self.check_letters(workload)?;
         Ok(JobSpec {
             bdev: bdev.to_owned(),
             core: core.index,
@@ -123,16 +132,52 @@ impl Common<'_> {
             workload,
             depth,
             io_bytes,
-            read_percent: read_percent.unwrap_or(50),
-            offset_bytes: section.offset_bytes.unwrap_or(0),
-            length_bytes: section.length_bytes.unwrap_or(0),
+            read_percent: section.read_percent.unwrap_or(50),
+            order: self.order(workload),
+            offset: section.offset.unwrap_or(Extent::ZERO),
+            length: section.length.unwrap_or(Extent::ZERO),
             share,
             duration: Nanos::from_secs(cli.seconds),
             timeout: cli.timeout.map(Nanos::from_secs),
             continue_on_failure: cli.continue_on_failure,
             verify: cli.verify || workload == Workload::Verify,
+            unique_writes: cli.unique_writes,
+            small_pages: cli.small_pages,
             seed: self.seed_of(bdev, core, share),
         })
+    }
+
+    /// Jobs of a file may differ in their workload; what makes no sense for one has no effect there.
+    fn check_letters(&self, workload: Workload) -> anyhow::Result<()> {
+        let cli = self.cli;
+        if cli.job_file.is_some() {
+            return Ok(());
+        }
+        let name = workload.name();
+        let is_mix_given = cli.read_percent.is_some();
+        ensure!(
+            !is_mix_given || workload.is_mixed(),
+            "-M makes no sense with -w {name}"
+        );
+        let is_random = workload.is_random();
+        ensure!(
+            !cli.each_once || is_random,
+            "-D makes no sense with -w {name}"
+        );
+        ensure!(
+            cli.zipf_theta.is_none() || is_random,
+            "-F makes no sense with -w {name}"
+        );
+        Ok(())
+    }
+
+    fn order(&self, workload: Workload) -> Order {
+        match (workload.order(), self.cli.zipf_theta) {
+            (Order::Sequential, _) => Order::Sequential,
+            (_, Some(theta)) => Order::Zipf(theta),
+            _ if self.cli.each_once => Order::EachOnce,
+            (order, None) => order,
+        }
     }
 
     /// Jobs differ from each other, and are the same again with the same `--seed`.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use futures_util::future::{Either, join_all, pending, select};
 use futures_util::pin_mut;
+use rnbd_base::CoreIndex;
 use rnbd_framework::Env;
 use rnbd_mem::Pages;
 use rnbd_reactor::ThreadId;
@@ -63,7 +64,11 @@ fn make_job(
         .with_context(|| format!("bdev {} gives no channel", spec.bdev))?;
     let bytes = spec.depth as usize * spec.io_bytes as usize;
     let owner = format!("job {}", spec.bdev);
-    let buffers = env.memory().alloc(&owner, bytes, Pages::PreferHuge)?;
+    let pages = match spec.small_pages {
+        true => Pages::Small,
+        false => Pages::PreferHuge,
+    };
+    let buffers = env.memory().alloc(&owner, bytes, pages)?;
     Ok(Job::new(
         spec, range, desc, channel, buffers, progress, on_done,
     ))
@@ -77,10 +82,11 @@ impl<R: Future<Output = Option<JobResult>>> Jobs<R> {
     pub(crate) async fn run(
         self,
         env: &Env,
+        threads: Threads,
         live: &mut Live,
         out: &mut impl Write,
     ) -> anyhow::Result<Vec<JobResult>> {
-        let threads = start(env, self.jobs);
+        let threads = threads.start(env, self.jobs);
         let results = watch(env, join_all(self.results), &self.progress, live, out).await?;
         end(env, threads).await;
         let results: Option<Vec<JobResult>> = results.into_iter().collect();
@@ -88,17 +94,36 @@ impl<R: Future<Output = Option<JobResult>>> Jobs<R> {
     }
 }
 
-/// A light thread for each job, so that the accounting tells them apart.
-fn start(env: &Env, jobs: Vec<Job>) -> Vec<ThreadId> {
-    let start_one = |(index, job): (usize, Job)| {
-        let name = format!("perf_{index}");
-        let thread = env.reactors().create_thread(job.core(), &name);
-        let bdev = job.bdev().to_owned();
-        env.reactors()
-            .add_poller(thread, &bdev, None, Box::new(job));
-        thread
-    };
-    jobs.into_iter().enumerate().map(start_one).collect()
+/// Which jobs have a light thread in common: the accounting tells threads apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// None have.
+    PerJob,
+    /// Those of a core have.
+    PerCore,
+}
+
+impl Threads {
+    fn start(self, env: &Env, jobs: Vec<Job>) -> Vec<ThreadId> {
+        let mut started: Vec<(CoreIndex, ThreadId)> = Vec::new();
+        for job in jobs {
+            let core = job.core();
+            let on_core = started.iter().find(|(other, _)| *other == core);
+            let thread = match (self, on_core) {
+                (Self::PerCore, Some((_, thread))) => *thread,
+                _ => {
+                    let name = format!("perf_{}", started.len());
+                    let thread = env.reactors().create_thread(core, &name);
+                    started.push((core, thread));
+                    thread
+                }
+            };
+            let bdev = job.bdev().to_owned();
+            env.reactors()
+                .add_poller(thread, &bdev, None, Box::new(job));
+        }
+        started.into_iter().map(|(_, thread)| thread).collect()
+    }
 }
 
 /// What comes back from the cores, the jobs with their buffers, is freed here and not there.

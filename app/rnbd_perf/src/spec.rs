@@ -1,5 +1,6 @@
 use rnbd_base::{CoreIndex, Nanos};
 
+use crate::places::Order;
 use crate::workload::Workload;
 
 /// One job: what one core does to one device.
@@ -17,9 +18,10 @@ pub(crate) struct JobSpec {
     pub(crate) io_bytes: u32,
     /// Share of reads in mixed workloads.
     pub(crate) read_percent: u8,
-    /// The part of the device that is used, in bytes; to its end if `length_bytes` is zero.
-    pub(crate) offset_bytes: u64,
-    pub(crate) length_bytes: u64,
+    pub(crate) order: Order,
+    /// The part of the device that is used; to its end if the length is zero.
+    pub(crate) offset: Extent,
+    pub(crate) length: Extent,
     /// Which part of that is this job's, if several share it.
     pub(crate) share: Share,
     /// How long I/O is generated.
@@ -30,7 +32,35 @@ pub(crate) struct JobSpec {
     pub(crate) continue_on_failure: bool,
     /// Stamp what is written and check what is read.
     pub(crate) verify: bool,
+    /// Write other bytes each time.
+    pub(crate) unique_writes: bool,
+    /// Keep the buffers in ordinary pages.
+    pub(crate) small_pages: bool,
     pub(crate) seed: u64,
+}
+
+/// A place on a device, or the size of a part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Blocks(u64),
+    Bytes(u64),
+}
+
+impl Extent {
+    pub(crate) const ZERO: Self = Self::Blocks(0);
+
+    /// In whole blocks of `block_bytes`.
+    ///
+    /// # Errors
+    /// The bytes, if they are no multiple of that.
+    fn in_blocks(self, block_bytes: u32) -> Result<u64, u64> {
+        let block = u64::from(block_bytes);
+        match self {
+            Self::Blocks(blocks) => Ok(blocks),
+            Self::Bytes(bytes) if bytes.is_multiple_of(block) => Ok(bytes / block),
+            Self::Bytes(bytes) => Err(bytes),
+        }
+    }
 }
 
 /// The `index`th of `count` equal parts.
@@ -75,15 +105,10 @@ impl JobSpec {
                 "{bdev}: an I/O of {io_bytes} bytes is no multiple of its blocks of {block_bytes} bytes"
             ));
         }
-        let block = u64::from(block_bytes);
-        if !self.offset_bytes.is_multiple_of(block) {
-            return Err(format!(
-                "{bdev}: offset {} is no multiple of its blocks of {block_bytes} bytes",
-                self.offset_bytes
-            ));
-        }
-        let behind_offset = num_blocks.saturating_sub(self.offset_bytes / block);
-        let usable = match self.length_bytes / block {
+        let offset = self.in_blocks("offset", self.offset, block_bytes)?;
+        let length = self.in_blocks("length", self.length, block_bytes)?;
+        let behind_offset = num_blocks.saturating_sub(offset);
+        let usable = match length {
             0 => behind_offset,
             length => length.min(behind_offset),
         };
@@ -100,10 +125,17 @@ impl JobSpec {
             units = units.min(MOST_VERIFIED_UNITS);
         }
         Ok(Range {
-            first_block: self.offset_bytes / block + before,
+            first_block: offset + before,
             block_bytes,
             blocks_per_unit,
             units,
+        })
+    }
+
+    fn in_blocks(&self, what: &str, extent: Extent, block_bytes: u32) -> Result<u64, String> {
+        let bdev = &self.bdev;
+        extent.in_blocks(block_bytes).map_err(|bytes| {
+            format!("{bdev}: {what} {bytes} is no multiple of its blocks of {block_bytes} bytes")
         })
     }
 }
@@ -120,13 +152,16 @@ impl JobSpec {
             depth: 8,
             io_bytes: 4096,
             read_percent: 50,
-            offset_bytes: 0,
-            length_bytes: 0,
+            order: workload.order(),
+            offset: Extent::ZERO,
+            length: Extent::ZERO,
             share: Share::WHOLE,
             duration: Nanos::from_millis(1),
             timeout: None,
             continue_on_failure: false,
             verify: workload == Workload::Verify,
+            unique_writes: false,
+            small_pages: false,
             seed: 1,
         }
     }
@@ -140,7 +175,7 @@ mod tests {
     fn shares_of_a_range_lie_side_by_side() {
         let range = |index| {
             let spec = JobSpec {
-                offset_bytes: 4096,
+                offset: Extent::Bytes(4096),
                 share: Share { index, count: 3 },
                 ..JobSpec::example("Malloc0", Workload::Write)
             };
@@ -157,9 +192,25 @@ mod tests {
         assert!(spec.range(512, 7).unwrap_err().contains("no room"));
         assert!(spec.range(8192, 100).unwrap_err().contains("no multiple"));
         let odd = JobSpec {
-            offset_bytes: 100,
+            offset: Extent::Bytes(100),
             ..spec
         };
         assert!(odd.range(512, 100).unwrap_err().contains("offset 100"));
+    }
+
+    #[test]
+    fn a_part_can_be_said_in_blocks_and_in_bytes() {
+        let range = |offset, length| {
+            let spec = JobSpec {
+                offset,
+                length,
+                ..JobSpec::example("Malloc0", Workload::Read)
+            };
+            let range = spec.range(512, 1000).unwrap();
+            (range.first_block, range.units)
+        };
+        let in_blocks = range(Extent::Blocks(16), Extent::Blocks(80));
+        let in_bytes = range(Extent::Bytes(8192), Extent::Bytes(40960));
+        assert_eq!((in_blocks, in_bytes), ((16, 10), (16, 10)));
     }
 }

@@ -1,5 +1,7 @@
 use clap::ValueEnum;
 
+use crate::places::Order;
+
 /// What is done to the devices, named as bdevperf names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
@@ -66,6 +68,14 @@ impl Workload {
     /// Whether it has a share of reads that can be chosen.
     pub(crate) fn is_mixed(self) -> bool {
         matches!(self, Self::Rw | Self::RandRw | Self::Verify)
+    }
+
+    /// The order of its places, if no other was asked for.
+    pub(crate) fn order(self) -> Order {
+        match self.is_random() {
+            true => Order::Uniform,
+            false => Order::Sequential,
+        }
     }
 
     /// Whether it changes the device.

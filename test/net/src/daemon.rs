@@ -15,6 +15,8 @@ const START: Duration = Duration::from_secs(20);
 /// How to start a daemon.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
+    /// Which of the project's programs.
+    pub program: &'static str,
     /// As `-m` takes it.
     pub cpumask: &'static str,
     /// More of the command line.
@@ -26,13 +28,14 @@ impl Default for DaemonOptions {
     fn default() -> Self {
         let args = ["--reactor-mode", "adaptive", "--disable-cpumask-locks"];
         Self {
+            program: "rnbd_tgt",
             cpumask: "[0]",
             args: args.map(str::to_owned).to_vec(),
         }
     }
 }
 
-/// A running `rnbd_tgt`.
+/// A running `rnbd_tgt`, or another program that serves RPC.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -62,7 +65,7 @@ impl Daemon {
             .create(true)
             .append(true)
             .open(folder.join("log"))?;
-        Command::new(program("rnbd_tgt"))
+        Command::new(program(options.program))
             .args(["-m", options.cpumask, "-r"])
             .arg(folder.join("rpc.sock"))
             .args(&options.args)
@@ -70,13 +73,14 @@ impl Daemon {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("rnbd_tgt cannot be started")
+            .with_context(|| format!("{} cannot be started", options.program))
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let waited = wait_until("rnbd_tgt answers", START, || {
+        let program = self.options.program;
+        let waited = wait_until(&format!("{program} answers"), START, || {
             if let Some(status) = self.child.try_wait()? {
-                bail!("rnbd_tgt ended with {status}:\n{}", self.log());
+                bail!("{program} ended with {status}:\n{}", self.log());
             }
             Ok(self.call("spdk_get_version", Value::Null).is_ok())
         });

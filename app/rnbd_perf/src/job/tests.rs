@@ -9,7 +9,8 @@ use rnbd_mem::{Memory, MemoryConfig, Pages};
 
 use super::*;
 use crate::ledger::Fault;
-use crate::spec::Share;
+use crate::places::Order;
+use crate::spec::{Extent, Share};
 use crate::workload::Workload;
 
 const NUM_BLOCKS: u64 = 2048;
@@ -367,7 +368,7 @@ fn more_in_flight_than_there_are_places_is_no_problem_when_verifying() {
     let lab = Lab::new();
     let result = lab.run(&JobSpec {
         depth: 64,
-        length_bytes: 4096 * 5,
+        length: Extent::Bytes(4096 * 5),
         ..spec(Workload::Verify)
     });
     assert_eq!(
@@ -375,6 +376,42 @@ fn more_in_flight_than_there_are_places_is_no_problem_when_verifying() {
         (Status::Finished, 0)
     );
     assert!(result.tally.ios() > 4000);
+}
+
+#[test]
+fn unique_writes_leave_other_data_everywhere_each_time() {
+    let content = |unique_writes, seed| {
+        let lab = Lab::new();
+        lab.run(&JobSpec {
+            unique_writes,
+            seed,
+            // Once over the device.
+            duration: Nanos::from_micros(32),
+            ..spec(Workload::Write)
+        });
+        let memory = lab.bdevs.get("Malloc0").unwrap().bdev.memory().unwrap();
+        let units = (0..NUM_BLOCKS / 8).map(|unit| {
+            let mut bytes = [0; 16];
+            memory.read_at(index(unit) * 4096, &mut bytes);
+            bytes
+        });
+        units.collect::<std::collections::HashSet<_>>()
+    };
+    assert_eq!(content(true, 1).len(), 256);
+    assert_eq!(content(false, 1).len(), 8, "a buffer's bytes stay the same");
+}
+
+#[test]
+fn every_order_goes_with_verification() {
+    for order in [Order::Zipf(1.1), Order::EachOnce] {
+        let result = Lab::new().run(&JobSpec {
+            order,
+            verify: true,
+            ..spec(Workload::RandRw)
+        });
+        assert_eq!(result.status, Status::Finished, "{order:?}");
+        assert_eq!(result.mismatch_count, 0, "{order:?}");
+    }
 }
 
 #[test]
@@ -388,15 +425,23 @@ fn progress_is_published() {
 
 #[test]
 fn a_running_job_allocates_nothing() {
-    for workload in [Workload::RandRw, Workload::Verify, Workload::WriteZeroes] {
+    for (workload, order) in [
+        (Workload::RandRw, Order::Uniform),
+        (Workload::RandWrite, Order::Zipf(1.1)),
+        (Workload::RandRw, Order::EachOnce),
+        (Workload::Verify, Order::Uniform),
+        (Workload::WriteZeroes, Order::Sequential),
+    ] {
         let lab = Lab::new();
         let mut running = lab.job(&JobSpec {
             timeout: Some(Nanos::from_millis(10)),
+            order,
+            unique_writes: true,
             ..spec(workload)
         });
         running.rounds(10);
         let counted = allocation_counter::measure(|| running.rounds(500));
-        assert_eq!(counted.count_total, 0, "{workload:?}");
+        assert_eq!(counted.count_total, 0, "{workload:?} {order:?}");
         assert!(running.job.tally.ios() > 4000);
     }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::jobfile;
 
 const CORES: [Core; 2] = [
     Core {
@@ -54,24 +53,47 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn the_command_line_goes_before_the_job_file() {
-    let cli = Cli::parse_words("-q 7").unwrap();
-    let text = "[x]\nfilename=a\nbs=8k\niodepth=3\nrw=rw\n[y]\nfilename=b\nbs=4k\nrw=read\ncpumask=[2-3]\n";
-    let specs = from_sections(&cli, &jobfile::parse(text).unwrap(), &CORES, 1).unwrap();
+fn letters_for_random_workloads_are_refused_for_others() {
+    let error = |words: &str| plan(words, &["a"]).unwrap_err().to_string();
+    assert!(error("-q 1 -o 4k -w read -D").contains("-D"));
+    assert!(error("-q 1 -o 4k -w write -F 1.1").contains("-F"));
+    let order = |words: &str| plan(words, &["a"]).unwrap()[0].order;
+    assert_eq!(order("-q 1 -o 4k -w randread -D"), Order::EachOnce);
+    assert_eq!(order("-q 1 -o 4k -w randrw -F 0.9"), Order::Zipf(0.9));
+    assert_eq!(order("-q 1 -o 4k -w randrw"), Order::Uniform);
+}
+
+#[test]
+fn a_job_runs_on_all_its_devices_and_cores() {
+    let cli = Cli::parse_words("-q 7 -j jobs").unwrap();
+    let text = "[x]\nfilename=a:b\nbs=8k\nrw=rw\n[y]\nfilename=b\nbs=4k\nrw=read\ncpumask=[3]\n";
+    let specs = from_file(&cli, text, &CORES, 1).unwrap();
     let jobs: Vec<_> = specs
         .iter()
-        .map(|s| (&*s.bdev, s.lcore, s.depth, s.io_bytes))
+        .map(|s| (&*s.bdev, s.lcore, s.depth, s.io_bytes, s.share.count))
         .collect();
     assert_eq!(
         jobs,
-        [("a", 2, 7, 8192), ("b", 2, 7, 4096), ("b", 3, 7, 4096)]
+        [
+            ("a", 2, 7, 8192, 2),
+            ("a", 3, 7, 8192, 2),
+            ("b", 2, 7, 8192, 2),
+            ("b", 3, 7, 8192, 2),
+            ("b", 3, 7, 4096, 1),
+        ]
     );
 }
 
 #[test]
-fn a_core_of_a_job_file_must_be_there() {
-    let cli = Cli::parse_words("-q 7").unwrap();
-    let text = "[x]\nfilename=a\nbs=8k\nrw=rw\ncpumask=0x100\n";
-    let error = from_sections(&cli, &jobfile::parse(text).unwrap(), &CORES, 1).unwrap_err();
-    assert_eq!(error.to_string(), "job x: core 8 is not in -m");
+fn what_a_job_file_lacks_is_named() {
+    let cli = Cli::parse_words("-q 7 -j jobs").unwrap();
+    let error = |text: &str| {
+        let error = from_file(&cli, text, &CORES, 1).unwrap_err();
+        format!("{error:#}")
+    };
+    let job = "[x]\nfilename=a\nbs=8k\n";
+    assert_eq!(error("[x]\nbs=8k\nrw=rw\n"), "job x has no filename");
+    assert_eq!(error(job), "job x: -w WORKLOAD is missing");
+    let absent = format!("{job}rw=rw\ncpumask=0x100\n");
+    assert_eq!(error(&absent), "job x: core 8 is not in -m");
 }
