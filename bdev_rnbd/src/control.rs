@@ -45,6 +45,8 @@ pub struct AttachParams {
     pub name: String,
     /// Name of the session, as the server sees it: printable, without `/` and `.`.
     pub sessname: String,
+    /// Over which fabric, as its [`rnbd_fabric::Caps`] name it.
+    pub trtype: &'static str,
     /// The server.
     pub addr: Addr,
     /// The local address to come from.

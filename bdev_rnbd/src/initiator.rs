@@ -1,8 +1,8 @@
 //! The control plane's handle.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::{CoreIndex, Errno, Wake, mailbox};
 use rnbd_bdev::{ConfigCall, Registry};
@@ -21,7 +21,7 @@ use crate::gather::Gather;
 use crate::message::{Attach, Command, Inspect, Message, Peer, SessionKey};
 use crate::notification::Notification;
 use crate::options::{Options, Timeouts};
-use crate::shard::InitiatorShard;
+use crate::shard::{InitiatorShard, Notify};
 
 /// What an initiator is made of besides fabrics.
 #[derive(Clone)]
@@ -42,70 +42,119 @@ impl fmt::Debug for InitiatorConfig {
     }
 }
 
-/// The initiator of one kind of fabric, as the control plane sees it.
+/// The initiator over any number of kinds of fabric, as the control plane sees it.
 pub struct Initiator {
-    trtype: &'static str,
-    peers: Vec<Peer>,
+    config: InitiatorConfig,
+    transports: Mutex<Vec<Transport>>,
     directory: Directory,
     next_session: AtomicU64,
 }
 
-/// An initiator on the cores that these fabrics belong to: the handle of the control plane, and a
-/// shard for each core, to be polled there. Each fabric comes with what ends its core's sleep.
-///
-/// # Panics
-/// If there is no fabric.
+/// One kind of fabric and how to reach its shards.
+#[derive(Clone)]
+struct Transport {
+    trtype: &'static str,
+    peers: Arc<[Peer]>,
+}
+
+/// Where a controller lives: what names its session to the shard that has it.
+#[derive(Clone, Copy)]
+struct Place {
+    trtype: &'static str,
+    home: CoreIndex,
+    session: SessionKey,
+}
+
+/// An initiator over one kind of fabric; as [`Initiator::new`] and [`Initiator::add_fabric`].
 pub fn new<F: Fabric>(
     fabrics: Vec<(CoreIndex, F, Arc<dyn Wake>)>,
     config: InitiatorConfig,
 ) -> (Arc<Initiator>, Vec<InitiatorShard<F>>) {
-    const MAILBOX: usize = 4096;
-    let trtype = fabrics
-        .first()
-        .expect("an initiator has a core")
-        .1
-        .caps()
-        .trtype;
-    let directory = Directory::default();
-    let (mut peers, mut parts) = (Vec::new(), Vec::new());
-    for (core, fabric, wake) in fabrics {
-        let (sender, inbox) = mailbox(MAILBOX, Arc::clone(&wake));
-        peers.push(Peer { core, sender, wake });
-        parts.push((core, fabric, inbox));
-    }
-    let shards = parts.into_iter().map(|(core, fabric, inbox)| {
-        let seed = config.seed.wrapping_add(core.0.into());
-        let shared = (
-            config.memory.clone(),
-            config.registry.clone(),
-            directory.clone(),
-            Arc::clone(&config.notify),
-        );
-        InitiatorShard::new(core, fabric, inbox, peers.clone(), shared, seed)
-    });
-    let shards = shards.collect();
-    let initiator = Initiator {
-        trtype,
-        peers,
-        directory,
-        next_session: AtomicU64::new(1),
-    };
+    let initiator = Initiator::new(config);
+    let shards = initiator.add_fabric(fabrics);
     (Arc::new(initiator), shards)
 }
 
 impl Initiator {
-    /// Whether the core took it. One that did not drops the reply that is in it.
-    fn send(&self, core: CoreIndex, message: Message) -> bool {
-        let peer = self.peers.iter().find(|peer| peer.core == core);
-        let sent = peer.is_some_and(|peer| peer.sender.send(message).is_ok());
-        if !sent {
-            log::error!("core {} is too far behind to take a command", core.0);
+    /// An initiator that cannot reach anything yet.
+    #[must_use]
+    pub fn new(config: InitiatorConfig) -> Self {
+        Self {
+            config,
+            transports: Mutex::default(),
+            directory: Directory::default(),
+            next_session: AtomicU64::new(1),
         }
-        sent
     }
 
-    fn command(&self, session: SessionKey, home: CoreIndex, command: Command) {
-        self.send(home, Message::Command(session, command));
+    /// Makes it reach servers over one more kind of fabric, on the cores that these belong to:
+    /// returns a shard for each core, to be polled there. Each fabric comes with what ends its
+    /// core's sleep.
+    ///
+    /// # Panics
+    /// If there is no fabric.
+    pub fn add_fabric<F: Fabric>(
+        &self,
+        fabrics: Vec<(CoreIndex, F, Arc<dyn Wake>)>,
+    ) -> Vec<InitiatorShard<F>> {
+        const MAILBOX: usize = 4096;
+        let first = fabrics.first().expect("an initiator has a core");
+        let trtype = first.1.caps().trtype;
+        let (mut peers, mut parts) = (Vec::new(), Vec::new());
+        for (core, fabric, wake) in fabrics {
+            let (sender, inbox) = mailbox(MAILBOX, Arc::clone(&wake));
+            peers.push(Peer { core, sender, wake });
+            parts.push((core, fabric, inbox));
+        }
+        let shards = parts.into_iter().map(|(core, fabric, inbox)| {
+            let seed = self.config.seed.wrapping_add(core.0.into());
+            InitiatorShard::new(core, fabric, inbox, peers.clone(), self.shared(), seed)
+        });
+        let shards = shards.collect();
+        let peers = peers.into();
+        self.lock_transports().push(Transport { trtype, peers });
+        shards
+    }
+
+    /// What all shards have in common.
+    fn shared(&self) -> (Memory, Registry, Directory, Notify) {
+        (
+            self.config.memory.clone(),
+            self.config.registry.clone(),
+            self.directory.clone(),
+            Arc::clone(&self.config.notify),
+        )
+    }
+
+    fn lock_transports(&self) -> MutexGuard<'_, Vec<Transport>> {
+        self.transports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn transport(&self, trtype: &str) -> Option<Transport> {
+        let transports = self.lock_transports();
+        let mut all = transports.iter();
+        all.find(|transport| transport.trtype == trtype).cloned()
+    }
+
+    /// All shards, of whatever fabric.
+    fn peers(&self) -> Vec<Peer> {
+        let transports = self.lock_transports();
+        let peers = transports.iter().flat_map(|transport| &*transport.peers);
+        peers.cloned().collect()
+    }
+
+    fn send(&self, to: Place, message: Message) -> bool {
+        let transport = self.transport(to.trtype);
+        let peer = transport
+            .as_ref()
+            .and_then(|transport| transport.on(to.home));
+        peer.is_some_and(|peer| send(peer, message))
+    }
+
+    fn command(&self, to: Place, command: Command) {
+        self.send(to, Message::Command(to.session, command));
     }
 
     fn with_controller<T>(
@@ -116,7 +165,7 @@ impl Initiator {
     ) {
         let found = self.directory.lock().by_name(name).map(place);
         match found {
-            Some((session, home)) => self.command(session, home, command(reply)),
+            Some(place) => self.command(place, command(reply)),
             None => reply(Err(no_controller(name))),
         }
     }
@@ -133,9 +182,7 @@ impl Initiator {
             .map(|(of, device)| (place(of), device.index));
         drop(tables);
         match found {
-            Some(((session, home), index)) => {
-                self.command(session, home, command(index, reply));
-            }
+            Some((place, index)) => self.command(place, command(index, reply)),
             None => {
                 let text = format!("there is no RNBD bdev {name}");
                 reply(Err(ControlError::new(Errno::NODEV, text)));
@@ -145,9 +192,10 @@ impl Initiator {
 
     /// Asks every core; `reply` has been given to the gatherer.
     fn inspect<T>(&self, reply: Reply<Vec<T>>, inspect: impl Fn(Gather<T>) -> Inspect) {
-        let parts = Gather::new(self.peers.len(), reply);
-        for (peer, part) in self.peers.iter().zip(parts) {
-            self.send(peer.core, Message::Inspect(inspect(part)));
+        let peers = self.peers();
+        let parts = Gather::new(peers.len(), reply);
+        for (peer, part) in peers.iter().zip(parts) {
+            send(peer, Message::Inspect(inspect(part)));
         }
     }
 
@@ -161,8 +209,12 @@ impl Initiator {
         Ok(Some(found.session))
     }
 
-    /// Enters a controller into the directory, if its parameters are sound.
-    fn admit(&self, params: &AttachParams) -> Result<(Name, Timeouts, Controller), ControlError> {
+    /// The controller to be, if its parameters are sound.
+    fn admit(
+        &self,
+        params: &AttachParams,
+        transport: &Transport,
+    ) -> Result<(Name, Timeouts, Controller), ControlError> {
         if params.name.is_empty() {
             return Err(ControlError::invalid("name must not be empty"));
         }
@@ -175,7 +227,9 @@ impl Initiator {
         }
         let mut others = tables.controllers.iter();
         let same = |other: &&Controller| {
-            other.params.sessname == params.sessname && other.params.addr == params.addr
+            other.trtype == params.trtype
+                && other.params.sessname == params.sessname
+                && other.params.addr == params.addr
         };
         if let Some(other) = others.find(same) {
             let text = format!(
@@ -189,8 +243,8 @@ impl Initiator {
         let key = self.next_session.fetch_add(1, Ordering::Relaxed);
         let controller = Controller {
             session: SessionKey(key),
-            home: self.home_of(key),
-            trtype: self.trtype,
+            home: transport.home_of(key),
+            trtype: transport.trtype,
             params: AttachParams {
                 devices: Vec::new(),
                 ..params.clone()
@@ -198,6 +252,12 @@ impl Initiator {
             devices: Vec::new(),
         };
         Ok((sessname, timeouts, controller))
+    }
+}
+
+impl Transport {
+    fn on(&self, core: CoreIndex) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.core == core)
     }
 
     /// Sessions are spread over the cores.
@@ -218,8 +278,22 @@ impl Initiator {
     }
 }
 
-fn place(controller: &Controller) -> (SessionKey, CoreIndex) {
-    (controller.session, controller.home)
+/// Whether the shard took it. One that did not drops the reply that is in it.
+fn send(peer: &Peer, message: Message) -> bool {
+    let sent = peer.sender.send(message).is_ok();
+    if !sent {
+        let core = peer.core.0;
+        log::error!("core {core} is too far behind to take a command");
+    }
+    sent
+}
+
+fn place(controller: &Controller) -> Place {
+    Place {
+        trtype: controller.trtype,
+        home: controller.home,
+        session: controller.session,
+    }
 }
 
 fn no_controller(name: &str) -> ControlError {
@@ -257,27 +331,31 @@ impl InitiatorControl for Initiator {
     }
 
     fn attach_controller(&self, params: AttachParams, reply: Reply<Vec<String>>) {
-        let (sessname, timeouts, controller) = match self.admit(&params) {
+        let Some(transport) = self.transport(params.trtype) else {
+            let text = format!("there is no transport {}", params.trtype);
+            return reply(Err(ControlError::new(Errno::OPNOTSUPP, text)));
+        };
+        let (sessname, timeouts, controller) = match self.admit(&params, &transport) {
             Ok(admitted) => admitted,
             Err(error) => return reply(Err(error)),
         };
-        let (session, home) = place(&controller);
+        let to = place(&controller);
         let options = {
             let mut tables = self.directory.lock();
             tables.controllers.push(controller);
             tables.options
         };
         let attach = Attach {
-            session,
+            session: to.session,
             sessname,
-            cores: self.channel_cores(home, params.num_io_queues),
+            cores: transport.channel_cores(to.home, params.num_io_queues),
             params,
             options,
             timeouts,
             reply,
         };
-        if !self.send(home, Message::Attach(Box::new(attach))) {
-            self.directory.remove(session);
+        if !self.send(to, Message::Attach(Box::new(attach))) {
+            self.directory.remove(to.session);
         }
     }
 
@@ -353,8 +431,8 @@ impl InitiatorControl for Initiator {
     fn reset_path_stats(&self, controller: &str, reply: Reply<()>) {
         match self.wanted(Some(controller)) {
             Ok(Some(session)) => {
-                for peer in &self.peers {
-                    self.send(peer.core, Message::ResetStats(session));
+                for peer in &self.peers() {
+                    send(peer, Message::ResetStats(session));
                 }
                 reply(Ok(()));
             }
@@ -405,6 +483,6 @@ fn summed(reply: Reply<Vec<PathStats>>) -> Reply<Vec<PathStats>> {
 
 impl fmt::Debug for Initiator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Initiator({}, {} cores)", self.trtype, self.peers.len())
+        write!(f, "Initiator({} shards)", self.peers().len())
     }
 }

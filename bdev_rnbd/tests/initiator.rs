@@ -4,7 +4,7 @@
 
 mod world;
 
-use bdev_rnbd::{ControllerState, Options, Timeouts, UnmapMode};
+use bdev_rnbd::{AttachParams, ControllerState, Options, Timeouts, UnmapMode};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{IoDone, IoOp};
 use rnbd_fabric::RemoteAddr;
@@ -355,6 +355,19 @@ fn a_server_that_is_not_there_is_said_to_be_so() {
     let error = world.attach(&[]).unwrap_err();
     assert_eq!(error.errno, Errno::CONNREFUSED);
     assert_eq!(error.message, "ip:10.0.0.1 port 1234: connection refused");
+}
+
+#[test]
+fn a_transport_that_was_not_added_is_named() {
+    let mut world = World::new(Setup::default());
+    let params = AttachParams {
+        trtype: "SHM",
+        ..attach_params(&[])
+    };
+    let attached = world.call(|control, reply| control.attach_controller(params, reply));
+    let error = attached.unwrap_err();
+    assert_eq!(error.errno, Errno::OPNOTSUPP);
+    assert!(error.message.contains("SHM"), "{error}");
 }
 
 #[test]

@@ -1,16 +1,18 @@
-//! The initiator as this program has it: made when it is first needed, so that a mere target
-//! does not poll it.
+//! The initiator as this program has it: made when it is first needed, and a transport of it when
+//! the first controller wants it, so that nothing is polled in vain.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::sync::Arc;
 
 use bdev_rnbd::{ControlError, InitiatorConfig, InitiatorControl, Reply};
 use rnbd_bdev::ConfigCall;
-use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
+use rnbd_fabric::{Fabric, FabricError};
 use rnbd_rpc::RpcError;
 use uuid::Uuid;
 
+use crate::address::TrType;
+use crate::fabrics;
 use crate::methods::stopped;
 use crate::reply::reply;
 use crate::system::{System, notifier};
@@ -19,22 +21,41 @@ use crate::target::fabric_error;
 /// The initiator, once it was needed.
 #[derive(Debug, Default)]
 pub(crate) struct Initiator {
-    control: OnceCell<Arc<dyn InitiatorControl>>,
+    control: OnceCell<Arc<bdev_rnbd::Initiator>>,
+    /// The fabrics that it has.
+    trtypes: RefCell<Vec<TrType>>,
 }
 
 impl Initiator {
     /// The initiator, if it was needed so far.
-    pub(crate) fn existing(&self) -> Option<&Arc<dyn InitiatorControl>> {
-        self.control.get()
+    pub(crate) fn existing(&self) -> Option<Arc<dyn InitiatorControl>> {
+        let control = Arc::clone(self.control.get()?);
+        Some(control)
     }
 
-    /// The initiator, made now if need be: a fabric and a shard on every core.
-    pub(crate) fn get(&self, system: &System) -> Result<Arc<dyn InitiatorControl>, RpcError> {
-        if let Some(control) = self.control.get() {
-            return Ok(Arc::clone(control));
+    /// The initiator, made now if need be.
+    pub(crate) fn get(&self, system: &System) -> Arc<dyn InitiatorControl> {
+        let control = self.made(system);
+        Arc::clone(control) as _
+    }
+
+    /// The initiator with this transport: with a fabric and a shard on every core.
+    pub(crate) fn with_transport(
+        &self,
+        trtype: TrType,
+        system: &System,
+    ) -> Result<Arc<dyn InitiatorControl>, RpcError> {
+        trtype.check_available()?;
+        if !self.trtypes.borrow().contains(&trtype) {
+            add_transport(self.made(system), trtype, system)?;
+            self.trtypes.borrow_mut().push(trtype);
         }
-        let control = start(system)?;
-        Ok(Arc::clone(self.control.get_or_init(|| control)))
+        Ok(self.get(system))
+    }
+
+    fn made(&self, system: &System) -> &Arc<bdev_rnbd::Initiator> {
+        let make = || Arc::new(bdev_rnbd::Initiator::new(config(system)));
+        self.control.get_or_init(make)
     }
 
     /// The calls that make its present state again.
@@ -58,26 +79,46 @@ impl Initiator {
     }
 }
 
-fn start(system: &System) -> Result<Arc<dyn InitiatorControl>, RpcError> {
-    let reactors = &system.reactors;
-    let fabric = || TcpFabric::new(TcpConfig::default()).map_err(|error| fabric_error(&error));
-    let fabrics: Result<Vec<_>, RpcError> = system
-        .poll_groups
-        .iter()
-        .map(|group| Ok((group.core, fabric()?, reactors.waker(group.core))))
-        .collect();
+fn config(system: &System) -> InitiatorConfig {
     let notify = notifier(&system.handle, &system.notifications);
-    let config = InitiatorConfig {
+    InitiatorConfig {
         memory: system.memory.clone(),
         registry: system.bdevs.clone(),
         seed: Uuid::new_v4().as_u64_pair().0,
         notify: Arc::new(move |event| notify(event.kind.as_str(), event.ctx)),
-    };
-    let (control, shards) = bdev_rnbd::new(fabrics?, config);
-    for (group, shard) in system.poll_groups.iter().zip(shards) {
-        reactors.add_poller(group.thread, "rnbd_initiator", None, Box::new(shard));
     }
-    Ok(control)
+}
+
+fn add_transport(
+    initiator: &bdev_rnbd::Initiator,
+    trtype: TrType,
+    system: &System,
+) -> Result<(), RpcError> {
+    match trtype {
+        #[cfg(feature = "rdma")]
+        TrType::Rdma => add_shards(initiator, trtype, fabrics::rdma, system),
+        _ => add_shards(initiator, trtype, fabrics::tcp, system),
+    }
+}
+
+fn add_shards<F: Fabric>(
+    initiator: &bdev_rnbd::Initiator,
+    trtype: TrType,
+    fabric: impl Fn() -> Result<F, FabricError>,
+    system: &System,
+) -> Result<(), RpcError> {
+    let reactors = &system.reactors;
+    let fabrics = system.poll_groups.iter().map(|group| {
+        let fabric = fabric().map_err(|error| fabric_error(&error))?;
+        Ok((group.core, fabric, reactors.waker(group.core)))
+    });
+    let fabrics: Result<Vec<_>, RpcError> = fabrics.collect();
+    let name = format!("rnbd_initiator_{}", trtype.name().to_lowercase());
+    let shards = initiator.add_fabric(fabrics?);
+    for (group, shard) in system.poll_groups.iter().zip(shards) {
+        reactors.add_poller(group.thread, &name, None, Box::new(shard));
+    }
+    Ok(())
 }
 
 /// What `order` is answered.

@@ -17,6 +17,7 @@ mod address;
 mod app;
 mod config;
 mod env;
+mod fabrics;
 mod flag;
 mod initiator;
 mod logging;

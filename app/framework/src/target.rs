@@ -7,7 +7,6 @@ use std::cell::{Cell, RefCell};
 
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::Registry;
-use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
 use rnbd_fabric::{Fabric, FabricError, ListenOptions};
 use rnbd_mem::Memory;
 use rnbd_proto::srv::Exports;
@@ -22,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::opener::SearchPathOpener;
 use self::sink::ControlSink;
 use crate::address::{ListenAddress, TrType};
+use crate::fabrics;
 use crate::poll_group::PollGroup;
 use crate::reply::reply;
 
@@ -109,14 +109,10 @@ impl Target {
             return Err(RpcError::errno(Errno::EXIST, text));
         }
         let groups = self.serving(reactors, groups)?;
-        let tcp = || TcpFabric::new(TcpConfig::default());
         let transport = match options.trtype {
             #[cfg(feature = "rdma")]
-            TrType::Rdma => {
-                let verbs = || rnbd_verbs::VerbsFabric::new(rnbd_verbs::VerbsConfig::default());
-                self.transport_over(verbs, options, reactors, &groups)?
-            }
-            _ => self.transport_over(tcp, options, reactors, &groups)?,
+            TrType::Rdma => self.transport_over(fabrics::rdma, options, reactors, &groups)?,
+            _ => self.transport_over(fabrics::tcp, options, reactors, &groups)?,
         };
         self.transports.borrow_mut().push(transport);
         Ok(())

@@ -125,6 +125,7 @@ pub(crate) fn attached(memory: &Memory, new_rkey: bool) -> (Pair, Channel) {
     let params = AttachParams {
         name: "r0".to_owned(),
         sessname: "host".to_owned(),
+        trtype: "TCP",
         addr,
         hostaddr: None,
         num_io_queues: 0,

@@ -306,6 +306,7 @@ pub(crate) fn attach_params(devices: &[&str]) -> AttachParams {
     AttachParams {
         name: "r0".to_owned(),
         sessname: "host-a".to_owned(),
+        trtype: "TCP",
         addr: target_addr(),
         hostaddr: None,
         num_io_queues: 0,

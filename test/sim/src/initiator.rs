@@ -169,6 +169,7 @@ impl InitiatorHost {
         AttachParams {
             name: CONTROLLER.to_owned(),
             sessname: self.name.clone(),
+            trtype: "TCP",
             addr: target,
             hostaddr: None,
             num_io_queues: 0,

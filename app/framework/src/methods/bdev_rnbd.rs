@@ -77,7 +77,7 @@ async fn done(
     system: Rc<System>,
     order: impl FnOnce(&Arc<dyn InitiatorControl>, Reply<()>),
 ) -> RpcResult {
-    let initiator = system.initiator.get(&system)?;
+    let initiator = system.initiator.get(&system);
     ask(|reply| order(&initiator, reply)).await?;
     Ok(json!(true))
 }
@@ -147,7 +147,7 @@ struct SetOptions {
 }
 
 fn set_options(system: &System, params: SetOptions) -> RpcResult {
-    let initiator = system.initiator.get(system)?;
+    let initiator = system.initiator.get(system);
     let mut options = initiator.options();
     options.timeouts = params
         .timeouts
@@ -211,14 +211,14 @@ impl From<Device> for DeviceParams {
 }
 
 async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcResult {
-    params.trtype.check_initiator()?;
-    let initiator = system.initiator.get(&system)?;
+    let initiator = system.initiator.with_transport(params.trtype, &system)?;
     let hostaddr = params
         .hostaddr
         .as_deref()
         .map(|host| literal(host, "0", None))
         .transpose()?;
     let attach = AttachParams {
+        trtype: params.trtype.name(),
         addr: resolve(&params.traddr, &params.trsvcid, params.adrfam)?,
         hostaddr,
         name: params.name,
@@ -291,7 +291,7 @@ struct MapDevice {
 }
 
 async fn map_device(system: Rc<System>, params: MapDevice) -> RpcResult {
-    let initiator = system.initiator.get(&system)?;
+    let initiator = system.initiator.get(&system);
     let device = params.device.into();
     let name = ask(|reply| initiator.map_device(&params.ctrlr_name, device, reply)).await?;
     Ok(json!(name))
