@@ -36,6 +36,9 @@ impl PathToken {
     /// The first.
     pub const FIRST: Self = Self(1);
 
+    /// The greatest.
+    pub const LAST: Self = Self(TOKEN_MAX);
+
     /// `None` for 0 and for what 28 bits cannot hold.
     #[must_use]
     pub const fn new(token: u32) -> Option<Self> {
@@ -49,15 +52,6 @@ impl PathToken {
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
-    }
-
-    /// The one to give after this one; after the last comes the first.
-    #[must_use]
-    pub const fn next(self) -> Self {
-        match Self::new(self.0 + 1) {
-            Some(next) => next,
-            None => Self::FIRST,
-        }
     }
 }
 
@@ -134,9 +128,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_go_round_within_28_bits_and_leave_out_zero() {
-        assert_eq!(PathToken::FIRST.next(), PathToken(2));
-        assert_eq!(PathToken(TOKEN_MAX).next(), PathToken::FIRST);
+    fn tokens_have_28_bits_and_are_not_zero() {
+        assert_eq!(PathToken::new(1), Some(PathToken::FIRST));
+        assert_eq!(PathToken::new(TOKEN_MAX), Some(PathToken::LAST));
         assert_eq!(PathToken::new(0), None);
         assert_eq!(PathToken::new(TOKEN_MAX + 1), None);
     }

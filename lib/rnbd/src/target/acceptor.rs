@@ -233,8 +233,8 @@ impl<F: Fabric> TargetShard<F> {
     /// next poll: so its receives are posted here.
     fn accept_con(&mut self, conn: ConnId, accepted: Accepted) -> Result<(), Errno> {
         let limits = qp_limits(&self.config.rtrs);
-        let parameters = self.config.rtrs.path_parameters();
-        let rsp = private_data_of(ConRsp::Accept(parameters));
+        let path = self.sessions.path(accepted.path).ok_or(Errno::CONNRESET)?;
+        let rsp = private_data_of(ConRsp::Accept(path.parameters()));
         let domain = self.path_io(accepted.path).ok_or(Errno::CONNRESET)?.domain;
         let domain = self
             .fabric

@@ -59,12 +59,13 @@ impl<F: Fabric> TargetShard<F> {
         device: Option<u32>,
         now: Nanos,
     ) {
-        let Some(io) = self.path_io(con.path) else {
+        let Some((_, io, fabric)) = self.path_parts(con.path) else {
             return;
         };
         if let Some(con) = io.con_mut(con.cid) {
             con.on_executed(count);
         }
+        io.post_signals(fabric);
         if let Some(device) = device.and_then(|device| usize::try_from(device).ok()) {
             io.on_sent(device);
             let session = io.session;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::Errno;
+use rnbd_rtrs::srv::Tokens;
 use rnbd_wire::Name;
 
 /// How much a process serves at most.
@@ -32,6 +33,7 @@ pub(super) struct TransportId(usize);
 #[derive(Clone, Debug)]
 pub struct Directory {
     state: Arc<Mutex<State>>,
+    tokens: Tokens,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,13 @@ impl Directory {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            tokens: Tokens::default(),
         }
+    }
+
+    /// Where the paths of the process get their tokens.
+    pub(super) fn tokens(&self) -> Tokens {
+        self.tokens.clone()
     }
 
     pub(super) fn add_transport(&self, shards: usize) -> TransportId {

@@ -1,7 +1,7 @@
 //! From INFO_REQ to INFO_RSP: the path comes up.
 
 use rnbd_base::Nanos;
-use rnbd_fabric::{Access, ConnId, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
+use rnbd_fabric::{Access, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
 use rnbd_rtrs::srv::{CloseCause, PathKey, Violation};
 use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
 
@@ -168,23 +168,6 @@ impl<F: Fabric> TargetShard<F> {
             sessname: sessname.to_owned(),
             path,
         });
-    }
-
-    /// Posts a zero-length write with this immediate on connection 0, if there is room for it:
-    /// where there is none, answers are on their way and say as much.
-    pub(super) fn send_heartbeat(&mut self, key: PathKey, imm: u32) {
-        let Some((_, io, fabric)) = self.path_parts(key) else {
-            return;
-        };
-        if let Some(con) = io.con_mut(0)
-            && con.may_send()
-        {
-            let executed = con.charge_last(false);
-            let write = super::answers::write_imm(imm, executed, None);
-            let conn: ConnId = con.conn;
-            // A connection that is down reports its end by itself.
-            let _ = fabric.post(conn, &write);
-        }
     }
 }
 

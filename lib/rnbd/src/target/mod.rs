@@ -30,6 +30,7 @@ mod path_io;
 mod report;
 mod requests;
 mod shard;
+mod signals;
 mod teardown;
 mod wr_id;
 

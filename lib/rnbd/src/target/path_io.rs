@@ -10,6 +10,8 @@ use rnbd_rtrs::srv::{Config, PathKey, SessionKey};
 use rnbd_wire::limits::SERVICE_QUEUE_DEPTH;
 use rnbd_wire::rtrs::{InfoReq, InfoRsp, RkeyRsp};
 
+use super::signals::Signals;
+
 /// Work requests that one answer takes at most: data, bind, invalidate, immediate.
 pub(super) const ANSWER_WRS: u32 = 4;
 /// Beside requests: heartbeats and their acknowledgements.
@@ -39,6 +41,8 @@ pub(super) struct PathIo {
     /// Answers that send a device's memory in place and wait for that or are on their way, by
     /// device.
     sending: Vec<u32>,
+    /// Immediates that wait for work requests of connection 0.
+    pub(super) signals: Signals,
 }
 
 /// The memory of a path, kept together to be disposed of together.
@@ -119,6 +123,7 @@ impl PathIo {
             memory,
             cons: (0..cid_num).map(|_| None).collect(),
             sending: Vec::new(),
+            signals: Signals::default(),
         }
     }
 

@@ -30,7 +30,9 @@ impl<F: Fabric> TargetShard<F> {
                 self.handle_request(con.path, msg_id, offset, now);
             }
             Ok(Inbound::Revoke { msg_id }) => self.revoke_chunk(con, msg_id, now),
-            Ok(Inbound::AckHeartbeat) => self.send_heartbeat(con.path, Imm::HEARTBEAT_ACK),
+            Ok(Inbound::AckHeartbeat) => self.signal(con.path, Imm::HEARTBEAT_ACK, now),
+            Ok(Inbound::Fence(token)) => self.handle_fence(con.path, token, now),
+            Ok(Inbound::Ignored { first }) => self.report_ignored(con.path, imm, first),
             Ok(Inbound::Nothing) => (),
             Err(violation) => self.violate(con.path, violation, now),
         }

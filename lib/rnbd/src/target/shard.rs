@@ -99,7 +99,8 @@ pub(super) struct ShardParts<F: Fabric> {
 impl<F: Fabric> TargetShard<F> {
     pub(super) fn new(parts: ShardParts<F>) -> Self {
         let (found_sender, found) = mailbox(FOUND_MAX, parts.core.wake);
-        let sessions = Sessions::new(parts.config.rtrs)
+        let tokens = parts.services.directory.tokens();
+        let sessions = Sessions::new(parts.config.rtrs, tokens)
             .expect("build() has validated the configuration of all shards");
         Self {
             config: parts.config,

@@ -97,14 +97,17 @@ impl<F: Fabric> TargetShard<F> {
         {
             self.release(io);
         }
-        let ended = self.sessions.remove_path(key);
+        let removed = self.sessions.remove_path(key);
         if self.has_service(session) {
             self.end_drained_devices(session, now);
         } else {
             self.end_service(session);
         }
-        if let Some(session) = ended {
+        if let Some(session) = removed.session {
             self.services.directory.ended(&session.paths_uuid());
+        }
+        if let Some(confirmation) = removed.confirmation {
+            self.confirm_fence(&confirmation, now);
         }
         self.end_waits(key, now);
     }
@@ -197,7 +200,7 @@ impl<F: Fabric> TargetShard<F> {
         }
         match action {
             TimerAction::Nothing => (),
-            TimerAction::SendHeartbeat => self.send_heartbeat(key, Imm::HEARTBEAT),
+            TimerAction::SendHeartbeat => self.signal(key, Imm::HEARTBEAT, now),
             TimerAction::Close(cause) => {
                 self.close_path(key, cause);
                 self.remove_if_drained(key, now);

@@ -6,12 +6,15 @@ use rnbd_fabric::{
     Fabric, MemoryKey, PrivateData, QpLimits, RemoteAddr, Sge, WindowKind, WorkRequest, WrOp,
 };
 use rnbd_mem::{Buffer, Memory, Pages, Span};
+use rnbd_wire::extension::{Features, PathToken};
 use rnbd_wire::rnbd::{AccessMode, Close, Io, Op, Open, OpenRsp, SessInfo, SessInfoRsp};
 use rnbd_wire::rtrs::{
     ConReq, ConRsp, Descriptor, InfoReq, InfoRsp, PathParameters, ReadFlags, ReadMsg, RkeyRsp,
     WriteMsg,
 };
 use rnbd_wire::{Imm, ImmLayout, Name};
+
+use crate::rig::BLOCK;
 
 /// Receives posted on each connection.
 const RECVS: u64 = 256;
@@ -51,6 +54,7 @@ pub(crate) struct Identity {
     pub(crate) recon_cnt: u16,
     pub(crate) cid_num: u16,
     pub(crate) first_conn: bool,
+    pub(crate) extension: Option<Features>,
 }
 
 /// An answer of the server.
@@ -71,6 +75,32 @@ impl Identity {
             recon_cnt: 1,
             cid_num: 3,
             first_conn: true,
+            extension: None,
+        }
+    }
+
+    /// Another path of session `clt1`.
+    pub(crate) fn added(path: u8) -> Self {
+        Self {
+            path,
+            first_conn: false,
+            ..Self::new("clt1", 1)
+        }
+    }
+
+    /// The same, of a client that knows the extension.
+    pub(crate) fn peer(self) -> Self {
+        Self {
+            extension: Some(Features::FENCE),
+            ..self
+        }
+    }
+
+    /// The same, when it connects again.
+    pub(crate) fn again(self) -> Self {
+        Self {
+            recon_cnt: self.recon_cnt + 1,
+            ..self
         }
     }
 }
@@ -117,7 +147,7 @@ impl<F: Fabric> Client<F> {
             sess_uuid: [self.id.path; 16],
             paths_uuid: [self.id.session; 16],
             first_conn: self.id.first_conn,
-            extension: None,
+            extension: self.id.extension,
         }
     }
 
@@ -254,6 +284,17 @@ impl<F: Fabric> Client<F> {
 
     pub(crate) fn write(&mut self, cid: usize, msg_id: u16, data: &[u8], message: &[u8]) {
         self.post_image(cid, msg_id, &Image::write(data, message));
+    }
+
+    /// Writes ones to the device's first block, over connection 1.
+    pub(crate) fn write_block(&mut self, msg_id: u16, id: u32) {
+        self.fill_block(msg_id, id, 1);
+    }
+
+    /// The same with another byte.
+    pub(crate) fn fill_block(&mut self, msg_id: u16, id: u32, byte: u8) {
+        let message = io(id, Op::Write, 0, BLOCK).to_bytes();
+        self.write(1, msg_id, &[byte; BLOCK], &message);
     }
 
     pub(crate) fn sess_info(&mut self, msg_id: u16) {
@@ -440,6 +481,22 @@ impl<F: Fabric> Client<F> {
             }
             _ => self.others.push(imm),
         }
+    }
+
+    /// The token that the server gave this path.
+    pub(crate) fn token(&self) -> PathToken {
+        self.parameters.unwrap().extension.unwrap().token
+    }
+
+    /// Asks for the end of another path.
+    pub(crate) fn fence(&mut self, token: PathToken) {
+        self.send_imm(0, Imm::fence(token));
+    }
+
+    /// How often the end of that path was confirmed.
+    pub(crate) fn fenced(&self, token: PathToken) -> usize {
+        let is_it = |&&imm: &&u32| imm == Imm::fenced(token);
+        self.others.iter().filter(is_it).count()
     }
 
     pub(crate) fn send_imm(&mut self, cid: usize, imm: u32) {

@@ -7,10 +7,10 @@ use rnbd_bdev::{MallocBdev, MallocOptions};
 use rnbd_mem::{Memory, MemoryConfig};
 use rnbd_proto::srv::{Export, OpenPath, ServiceOptions};
 use rnbd_proto::target::{DeviceOpener, DeviceSelector, Reply, Selector, TargetHandle};
-use rnbd_wire::rnbd::{AccessMode, Op};
+use rnbd_wire::rnbd::AccessMode;
 
-use crate::client::{Client, Identity, io};
-use crate::rig::{BLOCK, Options, Rig, Sim, World};
+use crate::client::{Client, Identity};
+use crate::rig::{Options, Rig, Sim, World};
 
 type SimClient = Client<<Sim as World>::Fabric>;
 
@@ -19,16 +19,12 @@ fn up_with(name: &str) -> (Rig<Sim>, SimClient, u32) {
         cores: 2,
         ..Options::default()
     });
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, name, AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (client, id) = rig.up_with(name);
     (rig, client, id)
 }
 
 fn write(rig: &mut Rig<Sim>, client: &mut SimClient, id: u32) -> Result<(), Errno> {
-    client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+    client.write_block(0, id);
     rig.answer(client).status
 }
 
@@ -50,10 +46,7 @@ fn a_device_that_is_taken_away_answers_enotconn_until_it_is_opened_again() {
     assert!(rig.sessions()[0].devices[0].force_closed);
     let again = rig.ask(|handle, reply| handle.close_device("clt1", &by_name, reply));
     assert_eq!(again, Err(Errno::NOENT));
-    let id = rig
-        .open(&mut client, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let id = rig.open_rw(&mut client, "disk");
     assert_eq!(write(&mut rig, &mut client, id), Ok(()));
 }
 
@@ -88,10 +81,8 @@ fn a_bdev_that_is_removed_is_let_go_by_all() {
 #[test]
 fn a_disconnect_waits_until_nothing_is_left() {
     let (mut rig, mut client, id) = up_with("slow");
-    client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
-    for _ in 0..6 {
-        rig.step(&mut [&mut client]);
-    }
+    client.write_block(0, id);
+    rig.steps(6, &mut [&mut client]);
     let wait = Some(Nanos::from_secs(5));
     let reply = rig.ask_later(|handle, reply| handle.disconnect(&selector(None), wait, reply));
     rig.run(&mut client, |_| reply.lock().unwrap().is_some());
@@ -102,10 +93,8 @@ fn a_disconnect_waits_until_nothing_is_left() {
 #[test]
 fn a_disconnect_gives_up_after_the_time_it_was_given() {
     let (mut rig, mut client, id) = up_with("slow");
-    client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
-    for _ in 0..6 {
-        rig.step(&mut [&mut client]);
-    }
+    client.write_block(0, id);
+    rig.steps(6, &mut [&mut client]);
     let wait = Some(Nanos::from_micros(100));
     let result = rig.ask(|handle, reply| handle.disconnect(&selector(None), wait, reply));
     assert_eq!(result, Err(Errno::TIMEDOUT));

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rnbd_base::Errno;
 use rnbd_fabric::sim::{Injection, Side};
 use rnbd_wire::Imm;
-use rnbd_wire::rnbd::{AccessMode, Op};
+use rnbd_wire::rnbd::Op;
 
 use crate::client::{Identity, Image, io};
 use crate::rig::{BLOCK, CHUNK, Options, Rig, Sim, World, new_rkey};
@@ -18,22 +18,29 @@ fn is_closed_for(crime: Crime<<Sim as World>::Fabric>) {
         let mut honest = rig.client_on(3, Identity::new("honest", 9));
         rig.bring_up(&mut honest);
         let mut client = rig.up(Identity::new("clt1", 1));
-        rig.open(&mut client, "disk", AccessMode::ReadWrite)
-            .unwrap();
+        rig.open_rw(&mut client, "disk");
         crime(&mut client);
         rig.run(&mut client, |client| client.closed.len() == 3);
         assert_eq!(rig.stats()[0].violations, 1);
         let sessions = rig.sessions();
         assert_eq!(sessions.len(), 1);
         assert_eq!(sessions[0].sessname, "honest");
-        rig.open(&mut honest, "disk", AccessMode::ReadWrite)
-            .unwrap();
+        rig.open_rw(&mut honest, "disk");
     }
 }
 
+/// As Linux does (protocol.md section 4); more of them than the connection has receives.
 #[test]
-fn an_immediate_of_the_server_is_a_violation() {
-    is_closed_for(|client| client.send_imm(1, Imm::response(0, Ok(()), false)));
+fn immediates_that_no_client_sends_are_ignored() {
+    let mut rig = Rig::sim(Options::default());
+    let mut client = rig.up(Identity::new("clt1", 1));
+    for _ in 0..300 {
+        client.send_imm(1, Imm::response(0, Ok(()), false));
+        client.send_imm(1, 0xf000_0000);
+        rig.step(&mut [&mut client]);
+    }
+    rig.open_rw(&mut client, "disk");
+    assert_eq!(rig.sessions()[0].paths[0].counters.ignored, 600);
 }
 
 #[test]
@@ -119,11 +126,7 @@ fn headers_that_contradict_themselves_are_answered() {
 #[test]
 fn a_late_write_fails_on_the_wire() {
     let mut rig = Rig::sim(new_rkey());
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "slow", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("slow");
     let message = io(id, Op::Write, 0, BLOCK).to_bytes();
     let old = client.chunks[0];
     client.write(1, 0, &[1; BLOCK], &message);
@@ -159,7 +162,7 @@ proptest! {
         rig.bring_up(&mut honest);
         let bytes_of_honest = rig.chunk_memory();
         let mut client = rig.up(Identity::new("clt1", 1));
-        rig.open(&mut client, "disk", AccessMode::ReadWrite).unwrap();
+        rig.open_rw(&mut client, "disk");
         let wires = rig.world.0.connections();
         let wires: Vec<_> = wires.iter().filter(|wire| wire.client.ip() == crate::rig::host(2)).collect();
         for (msg_id, cid, mut bytes, at, imm) in images {
@@ -172,17 +175,13 @@ proptest! {
             let imm = imm.unwrap_or_else(|| layout.request(msg_id, at));
             let injection = Injection::Write { remote, bytes, imm };
             rig.world.0.inject(wires[cid].wire, Side::Client, injection);
-            for _ in 0..8 {
-                rig.step(&mut [&mut client, &mut honest]);
-            }
+            rig.steps(8, &mut [&mut client, &mut honest]);
         }
         client.disconnect();
-        for _ in 0..1000 {
-            rig.step(&mut [&mut client, &mut honest]);
-        }
+        rig.steps(1000, &mut [&mut client, &mut honest]);
         prop_assert_eq!(rig.chunk_memory(), bytes_of_honest);
         prop_assert_eq!(rig.sessions().len(), 1);
-        let id = rig.open(&mut honest, "disk", AccessMode::ReadWrite).unwrap().device_id;
+        let id = rig.open_rw(&mut honest, "disk");
         honest.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
         rig.expect(&mut honest, Ok(()));
     }

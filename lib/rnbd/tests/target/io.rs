@@ -10,11 +10,7 @@ use crate::rig::{BLOCK, BLOCKS, DEPTH, Loopback, Options, Rig, Sim, World, new_r
 /// Random writes and reads over all connections and chunks against a model of the disk.
 fn data_is_kept<W: World>(world: W, options: Options) {
     let mut rig = Rig::new(world, options);
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("disk");
     let mut model = vec![0_u8; usize::try_from(BLOCKS).unwrap() * BLOCK];
     let mut random = fastrand::Rng::with_seed(1);
     for round in 0..100 {
@@ -83,11 +79,7 @@ fn data_is_kept_over_tcp() {
 
 fn keys_are_invalidated_as_asked(options: Options) {
     let mut rig = Rig::sim(options);
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("disk");
     let good = io(id, Op::Read, 8, BLOCK).to_bytes();
     let beyond = io(id, Op::Read, BLOCKS, BLOCK).to_bytes();
     for (message, status) in [(good, Ok(())), (beyond, Err(Errno::IO))] {
@@ -165,7 +157,7 @@ fn every_operation_does_what_it_says() {
 #[test]
 fn a_read_only_opener_cannot_change_anything() {
     let (mut rig, mut client, id) = disk(Options::default(), AccessMode::ReadOnly);
-    client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+    client.write_block(0, id);
     rig.expect(&mut client, Err(Errno::ROFS));
     client.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
     rig.expect(&mut client, Ok(()));
@@ -217,11 +209,7 @@ fn a_close_that_asks_for_data_gets_none() {
 #[test]
 fn devices_that_take_their_time_are_answered_when_they_are_done() {
     let mut rig = Rig::sim(Options::default());
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "slow", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("slow");
     let before = rig.now;
     client.write(0, 0, &[3; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
     client.close(1, id);

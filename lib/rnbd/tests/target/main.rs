@@ -5,6 +5,7 @@
 
 mod client;
 mod control;
+mod fence;
 mod hostile;
 mod io;
 mod logging;

@@ -1,19 +1,15 @@
 //! Serving allocates nothing once sessions and devices are open.
 
 use rnbd_base::Poll;
-use rnbd_wire::rnbd::{AccessMode, Op};
+use rnbd_wire::rnbd::Op;
 
-use crate::client::{Identity, io};
+use crate::client::io;
 use crate::rig::{BLOCK, DEPTH, Loopback, Options, Rig, new_rkey};
 
 /// Allocations of the shard while `rounds` times all chunks are used for reads and writes.
 fn allocations(options: Options, export: &str, rounds: u32) -> u64 {
     let mut rig = Rig::new(Loopback::new(), options);
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, export, AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with(export);
     let data = [7; 4 * BLOCK];
     let mut allocations = 0;
     for round in 0..rounds {

@@ -214,6 +214,12 @@ impl<W: World> Rig<W> {
         self.now = self.world.advance(self.now, deadline);
     }
 
+    pub(crate) fn steps(&mut self, count: usize, clients: &mut [&mut Client<W::Fabric>]) {
+        for _ in 0..count {
+            self.step(clients);
+        }
+    }
+
     pub(crate) fn run(
         &mut self,
         client: &mut Client<W::Fabric>,
@@ -315,6 +321,26 @@ impl<W: World> Rig<W> {
         client.open(1, name, mode);
         self.answer(client).status?;
         Ok(client.open_rsp(1))
+    }
+
+    /// Opens for writing; returns the device's id.
+    pub(crate) fn open_rw(&mut self, client: &mut Client<W::Fabric>, export: &str) -> u32 {
+        let opened = self.open(client, export, AccessMode::ReadWrite);
+        opened.unwrap().device_id
+    }
+
+    /// A client of session `clt1` with this export open for writing, and the device's id.
+    pub(crate) fn up_with(&mut self, export: &str) -> (Client<W::Fabric>, u32) {
+        let mut client = self.up(Identity::new("clt1", 1));
+        let id = self.open_rw(&mut client, export);
+        (client, id)
+    }
+
+    /// Another path of session `clt1`, from this host.
+    pub(crate) fn added_path(&mut self, host: u8) -> Client<W::Fabric> {
+        let mut client = self.client_on(host, Identity::added(host));
+        self.bring_up(&mut client);
+        client
     }
 
     // Looks.

@@ -14,8 +14,7 @@ fn a_session_is_told_about_and_leaves_nothing() {
     for options in [Options::default(), new_rkey()] {
         let mut rig = Rig::sim(options);
         let mut client = rig.up(Identity::new("clt1", 1));
-        rig.open(&mut client, "disk", AccessMode::ReadWrite)
-            .unwrap();
+        rig.open_rw(&mut client, "disk");
         assert!(rig.chunk_memory() > 0);
         client.disconnect();
         rig.run(&mut client, |client| client.closed.len() == 3);
@@ -41,22 +40,11 @@ fn a_session_is_told_about_and_leaves_nothing() {
 #[test]
 fn a_client_that_dies_under_load_leaves_nothing_once_its_io_has_drained() {
     let mut rig = Rig::sim(Options::default());
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "slow", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("slow");
     for msg_id in 0..6 {
-        client.write(
-            1,
-            msg_id,
-            &[1; BLOCK],
-            &io(id, Op::Write, 0, BLOCK).to_bytes(),
-        );
+        client.write_block(msg_id, id);
     }
-    for _ in 0..6 {
-        rig.step(&mut [&mut client]);
-    }
+    rig.steps(6, &mut [&mut client]);
     rig.world.0.crash(host(2), Crash::Process);
     drop(client);
     rig.run_alone(|rig| rig.chunk_memory() == 0);
@@ -66,7 +54,7 @@ fn a_client_that_dies_under_load_leaves_nothing_once_its_io_has_drained() {
     );
     let mut next = rig.client_on(3, Identity::new("clt1", 2));
     rig.bring_up(&mut next);
-    rig.open(&mut next, "slow", AccessMode::ReadWrite).unwrap();
+    rig.open_rw(&mut next, "slow");
 }
 
 #[test]
@@ -101,23 +89,14 @@ fn heartbeats_keep_an_idle_session() {
 #[test]
 fn a_reconnect_waits_for_the_io_of_the_lost_path() {
     let mut rig = Rig::sim(Options::default());
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "slow", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
-    client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
-    for _ in 0..6 {
-        rig.step(&mut [&mut client]);
-    }
+    let (mut client, id) = rig.up_with("slow");
+    client.write_block(0, id);
+    rig.steps(6, &mut [&mut client]);
     assert_eq!(rig.sessions()[0].inflight, 1);
     client.disconnect();
     rig.run(&mut client, |client| client.closed.len() == 3);
 
-    let again = Identity {
-        recon_cnt: 2,
-        ..Identity::new("clt1", 1)
-    };
+    let again = Identity::new("clt1", 1).again();
     let mut early = rig.client(again.clone());
     let conn = early.connect(rig.addr, rig.now);
     rig.run(&mut early, |early| !early.closed.is_empty());
@@ -125,7 +104,7 @@ fn a_reconnect_waits_for_the_io_of_the_lost_path() {
     rig.run_alone(|rig| rig.chunk_memory() == 0);
     let mut late = rig.client(again);
     rig.bring_up(&mut late);
-    rig.open(&mut late, "slow", AccessMode::ReadWrite).unwrap();
+    rig.open_rw(&mut late, "slow");
 }
 
 #[test]
@@ -134,10 +113,7 @@ fn a_path_that_comes_again_supersedes_its_dead_incarnation() {
     let client = rig.up(Identity::new("clt1", 1));
     rig.world.0.crash(host(2), Crash::Power);
     drop(client);
-    let again = Identity {
-        recon_cnt: 2,
-        ..Identity::new("clt1", 1)
-    };
+    let again = Identity::new("clt1", 1).again();
     let mut refused = rig.client_on(3, again.clone());
     let conn = refused.connect(rig.addr, rig.now);
     rig.run(&mut refused, |refused| !refused.closed.is_empty());
@@ -169,27 +145,15 @@ fn a_second_path_joins_its_session_and_keeps_the_devices_up() {
         cores: 2,
         ..Options::default()
     });
-    let mut first = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut first, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
-    let added = Identity {
-        path: 9,
-        first_conn: false,
-        ..Identity::new("clt1", 1)
-    };
-    let mut second = rig.client_on(3, added);
-    rig.bring_up(&mut second);
+    let (mut first, id) = rig.up_with("disk");
+    let mut second = rig.added_path(3);
     first.disconnect();
     rig.run(&mut first, |first| first.closed.len() == 3);
     rig.run(&mut second, |_| true);
-    second.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+    second.write_block(0, id);
     rig.expect(&mut second, Ok(()));
-    let again = rig
-        .open(&mut second, "disk", AccessMode::ReadWrite)
-        .unwrap();
-    assert_eq!(again.device_id, id);
+    let again = rig.open_rw(&mut second, "disk");
+    assert_eq!(again, id);
     assert_eq!(rig.sessions()[0].paths.len(), 1);
 }
 
@@ -256,7 +220,7 @@ fn writers_are_counted_over_sessions_and_cores() {
         ..Options::default()
     });
     let mut first = rig.up(Identity::new("clt1", 1));
-    rig.open(&mut first, "disk", AccessMode::ReadWrite).unwrap();
+    rig.open_rw(&mut first, "disk");
     let mut second = rig.client_on(3, Identity::new("clt2", 2));
     rig.bring_up(&mut second);
     let refused = rig.open(&mut second, "disk", AccessMode::ReadWrite);
@@ -270,23 +234,11 @@ fn writers_are_counted_over_sessions_and_cores() {
 #[test]
 fn a_device_taken_away_goes_although_a_lost_path_was_sending_from_it() {
     let mut rig = Rig::sim(Options::default());
-    let mut first = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut first, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
-    let added = Identity {
-        path: 9,
-        first_conn: false,
-        ..Identity::new("clt1", 1)
-    };
-    let mut second = rig.client_on(3, added);
-    rig.bring_up(&mut second);
+    let (mut first, id) = rig.up_with("disk");
+    let mut second = rig.added_path(3);
     rig.world.0.cut(host(1), host(2));
     first.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
-    for _ in 0..10 {
-        rig.step(&mut [&mut first, &mut second]);
-    }
+    rig.steps(10, &mut [&mut first, &mut second]);
     let device = DeviceSelector::Id(id);
     let taken = rig.ask(|handle, reply| handle.close_device("clt1", &device, reply));
     assert_eq!(taken, Ok(()));
@@ -298,9 +250,7 @@ fn a_device_taken_away_goes_although_a_lost_path_was_sending_from_it() {
     rig.world.0.crash(host(2), Crash::Process);
     rig.world.0.heal_all();
     rig.run(&mut second, |_| true);
-    for _ in 0..1000 {
-        rig.step(&mut [&mut second]);
-    }
+    rig.steps(1000, &mut [&mut second]);
     assert_eq!(rig.sessions()[0].paths.len(), 1);
     assert!(rig.services.exports.opens().is_empty());
 }
@@ -309,20 +259,12 @@ fn a_device_taken_away_goes_although_a_lost_path_was_sending_from_it() {
 fn a_close_does_not_wait_for_data_that_a_lost_path_was_sending() {
     for steps in 1..30 {
         let mut rig = Rig::sim(Options::default());
-        let mut client = rig.up(Identity::new("clt1", 1));
-        let id = rig
-            .open(&mut client, "disk", AccessMode::ReadWrite)
-            .unwrap()
-            .device_id;
+        let (mut client, id) = rig.up_with("disk");
         client.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
         client.close(2, id);
-        for _ in 0..steps {
-            rig.step(&mut [&mut client]);
-        }
+        rig.steps(steps, &mut [&mut client]);
         rig.world.0.crash(host(2), Crash::Process);
-        for _ in 0..1000 {
-            rig.step(&mut []);
-        }
+        rig.steps(1000, &mut []);
         assert!(rig.sessions().is_empty(), "after {steps} steps");
         assert!(rig.services.exports.opens().is_empty());
     }
@@ -331,11 +273,7 @@ fn a_close_does_not_wait_for_data_that_a_lost_path_was_sending() {
 #[test]
 fn a_device_stays_open_while_an_answer_from_its_memory_waits_to_be_sent() {
     let mut rig = Rig::sim(Options::default());
-    let mut client = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut client, "disk", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
+    let (mut client, id) = rig.up_with("disk");
     // The client takes no answers on connection 1 until the target cannot send any more.
     for _ in 0..1000 {
         if rig.sessions()[0].inflight > 0 {
@@ -343,21 +281,15 @@ fn a_device_stays_open_while_an_answer_from_its_memory_waits_to_be_sent() {
         }
         client.write(1, 0, &[], &io(id + 1, Op::Flush, 0, 0).to_bytes());
         client.fabric.flush(rig.now);
-        for _ in 0..10 {
-            rig.step(&mut []);
-        }
+        rig.steps(10, &mut []);
     }
     assert_eq!(rig.sessions()[0].inflight, 1, "an answer waits");
     client.read(1, 1, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
     client.fabric.flush(rig.now);
-    for _ in 0..10 {
-        rig.step(&mut []);
-    }
+    rig.steps(10, &mut []);
     client.close(2, id);
     client.fabric.flush(rig.now);
-    for _ in 0..10 {
-        rig.step(&mut []);
-    }
+    rig.steps(10, &mut []);
     assert_eq!(rig.sessions()[0].inflight, 3);
     assert_eq!(rig.services.exports.opens().len(), 1);
     rig.run(&mut client, |client| {
@@ -369,33 +301,19 @@ fn a_device_stays_open_while_an_answer_from_its_memory_waits_to_be_sent() {
 #[test]
 fn requests_sent_again_on_another_path_wait_for_those_of_the_lost_one() {
     let mut rig = Rig::sim(Options::default());
-    let mut first = rig.up(Identity::new("clt1", 1));
-    let id = rig
-        .open(&mut first, "slow", AccessMode::ReadWrite)
-        .unwrap()
-        .device_id;
-    let added = Identity {
-        path: 9,
-        first_conn: false,
-        ..Identity::new("clt1", 1)
-    };
-    let mut second = rig.client_on(3, added);
-    rig.bring_up(&mut second);
+    let (mut first, id) = rig.up_with("slow");
+    let mut second = rig.added_path(3);
     let message = io(id, Op::Write, 0, BLOCK).to_bytes();
     for msg_id in 0..DEPTH {
         first.write(1, msg_id, &[1; BLOCK], &message);
     }
-    for _ in 0..20 {
-        rig.step(&mut [&mut first, &mut second]);
-    }
+    rig.steps(20, &mut [&mut first, &mut second]);
     rig.world.0.crash(host(2), Crash::Process);
     drop(first);
     for msg_id in 0..DEPTH {
         second.write(1, msg_id, &[1; BLOCK], &message);
     }
-    for _ in 0..20 {
-        rig.step(&mut [&mut second]);
-    }
+    rig.steps(20, &mut [&mut second]);
     let inflight = rig.sessions()[0].inflight;
     assert!(inflight > u32::from(DEPTH), "more than the device takes");
     for _ in 0..DEPTH {

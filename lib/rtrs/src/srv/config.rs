@@ -22,6 +22,18 @@ pub struct Config {
     pub paths_per_session: u16,
     /// Connections of a path, 2 … 4096.
     pub cons_per_path: u16,
+    /// What clients that know it can agree on beside the kernel's protocol; `None` to take every
+    /// client for a kernel.
+    pub extension: Option<ExtensionConfig>,
+}
+
+/// What is said to clients of this project (docs/fencing.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtensionConfig {
+    /// Names this process: drawn anew, at random, whenever one starts.
+    pub instance: u64,
+    /// How such a client's silence is noticed.
+    pub heartbeat: HeartbeatConfig,
 }
 
 impl Default for Config {
@@ -35,6 +47,7 @@ impl Default for Config {
             handshake_timeout: Nanos::from_secs(30),
             paths_per_session: 128,
             cons_per_path: limits::CONNECTIONS_PER_PATH,
+            extension: None,
         }
     }
 }
@@ -95,9 +108,8 @@ impl Config {
         self.chunk_bytes - limits::HEADER_BYTES
     }
 
-    /// What every accept tells the client.
-    #[must_use]
-    pub fn path_parameters(&self) -> PathParameters {
+    /// What every accept tells a client, beside what is agreed with it.
+    pub(super) fn path_parameters(&self) -> PathParameters {
         PathParameters {
             queue_depth: self.queue_depth,
             max_io_size: self.max_io_bytes(),

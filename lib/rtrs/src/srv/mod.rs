@@ -14,6 +14,7 @@
 
 mod answer;
 mod config;
+mod fence;
 mod path;
 mod sessions;
 mod slot;
@@ -22,10 +23,11 @@ mod table;
 mod violation;
 
 pub use answer::{Answer, DataWrite};
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, ExtensionConfig};
+pub use fence::{Confirmation, Fence, Tokens};
 pub use path::{Inbound, Path, PathCounters, TimerAction};
 pub use sessions::{
-    Accepted, Decision, InfoAccepted, PathKey, Route, Session, SessionKey, Sessions,
+    Accepted, Decision, InfoAccepted, PathKey, Removed, Route, Session, SessionKey, Sessions,
 };
 pub use slot::{Direction, Request};
 pub use state::PathState;

@@ -1,16 +1,18 @@
 //! One path of a session; its states are in [`PathState`].
 
 use rnbd_base::{Errno, Nanos};
-use rnbd_wire::rtrs::{ConReq, InfoReq};
+use rnbd_wire::extension::{Agreement, Features, PathToken};
+use rnbd_wire::rtrs::{ConReq, InfoReq, PathParameters};
 use rnbd_wire::{Imm, ImmLayout, Name};
 
 use super::answer::Answer;
 use super::config::Config;
-use super::sessions::{Route, SessionKey};
+use super::fence::Confirmation;
+use super::sessions::{PathKey, Route, SessionKey};
 use super::slot::{Direction, Request, Slot, SlotState};
 use super::state::PathState;
 use super::violation::{CloseCause, Violation};
-use crate::heartbeat::{Beat, Heartbeat};
+use crate::heartbeat::{Beat, Heartbeat, HeartbeatConfig};
 
 /// Shortest RTRS message; an offset must leave room for it.
 const MESSAGE_BYTES_MIN: u32 = 4;
@@ -31,6 +33,8 @@ pub struct Path {
     busy: u32,
     handshake_deadline: Nanos,
     heartbeat: Option<Heartbeat>,
+    agreement: Option<Agreement>,
+    fence_askers: Vec<PathKey>,
     counters: PathCounters,
 }
 
@@ -54,6 +58,13 @@ pub enum Inbound {
         msg_id: u16,
         /// Where in it.
         offset: u32,
+    },
+    /// Pass the token to [`Sessions::handle_fence`](super::Sessions::handle_fence).
+    Fence(PathToken),
+    /// Nothing that is known or due here.
+    Ignored {
+        /// It is the path's first: worth a line in the log.
+        first: bool,
     },
     /// Close the chunk to the client first, on the connection of the immediate; then call
     /// [`Path::handle_revoked`].
@@ -93,6 +104,10 @@ pub struct PathCounters {
     pub hb_sent: u64,
     /// Looks at the peer that found silence.
     pub hb_missed: u64,
+    /// Questions for the end of other paths.
+    pub fences: u64,
+    /// Immediates of a type that is not known, or not for a server.
+    pub ignored: u64,
 }
 
 impl Path {
@@ -101,6 +116,7 @@ impl Path {
         request: &ConReq,
         route: Route,
         config: Config,
+        agreement: Option<Agreement>,
         now: Nanos,
     ) -> Self {
         let layout = ImmLayout::new(config.queue_depth)
@@ -119,6 +135,8 @@ impl Path {
             busy: 0,
             handshake_deadline: now + config.handshake_timeout,
             heartbeat: None,
+            agreement,
+            fence_askers: Vec::new(),
             counters: PathCounters::default(),
         }
     }
@@ -143,8 +161,12 @@ impl Path {
             Imm::Heartbeat if cid == 0 => Ok(Inbound::AckHeartbeat),
             Imm::HeartbeatAck if cid == 0 => Ok(self.on_heartbeat_ack(now)),
             Imm::Heartbeat | Imm::HeartbeatAck => Ok(Inbound::Nothing),
+            Imm::Fence(token) if cid == 0 && self.has_agreed(Features::FENCE) => {
+                self.counters.fences += 1;
+                Ok(Inbound::Fence(token))
+            }
             Imm::Response { .. } | Imm::Fence(_) | Imm::Fenced(_) | Imm::Unknown { .. } => {
-                Err(Violation::ImmType)
+                Ok(self.on_unknown())
             }
         }
     }
@@ -246,6 +268,13 @@ impl Path {
         Inbound::Nothing
     }
 
+    fn on_unknown(&mut self) -> Inbound {
+        self.counters.ignored += 1;
+        Inbound::Ignored {
+            first: self.counters.ignored == 1,
+        }
+    }
+
     fn count_request(&mut self, outcome: &Result<Request, Errno>, bytes: u64) {
         let counters = &mut self.counters;
         match outcome.map(|request| request.direction) {
@@ -290,7 +319,7 @@ impl Path {
 
     pub(super) fn on_connected(&mut self, now: Nanos) {
         self.set_state(PathState::Connected);
-        self.heartbeat = Some(Heartbeat::start(self.config.heartbeat, now));
+        self.heartbeat = Some(Heartbeat::start(self.heartbeat_config(), now));
     }
 
     // Time.
@@ -384,7 +413,62 @@ impl Path {
         self.state = next;
     }
 
+    // The fence.
+
+    pub(super) fn add_fence_asker(&mut self, asker: PathKey) {
+        if !self.fence_askers.contains(&asker) {
+            self.fence_askers.push(asker);
+        }
+    }
+
+    pub(super) fn take_confirmation(&mut self) -> Option<Confirmation> {
+        let askers = std::mem::take(&mut self.fence_askers);
+        let token = self.token().filter(|_| !askers.is_empty())?;
+        Some(Confirmation { token, askers })
+    }
+
     // Looks.
+
+    /// What is told to the client with every accept.
+    #[must_use]
+    pub fn parameters(&self) -> PathParameters {
+        PathParameters {
+            extension: self.agreement,
+            ..self.config.path_parameters()
+        }
+    }
+
+    /// What was agreed with the client beside the kernel's protocol.
+    #[must_use]
+    pub fn agreement(&self) -> Option<Agreement> {
+        self.agreement
+    }
+
+    /// Names this life of the path to a client that knows the extension.
+    #[must_use]
+    pub fn token(&self) -> Option<PathToken> {
+        self.agreement.map(|agreement| agreement.token)
+    }
+
+    fn has_agreed(&self, feature: Features) -> bool {
+        self.agreement
+            .is_some_and(|agreement| agreement.features.contains(feature))
+    }
+
+    /// How the client's silence is noticed.
+    #[must_use]
+    pub fn heartbeat_config(&self) -> HeartbeatConfig {
+        match (self.agreement, self.config.extension) {
+            (Some(_), Some(extension)) => extension.heartbeat,
+            _ => self.config.heartbeat,
+        }
+    }
+
+    /// Paths over which the client waits for the end of this one.
+    #[must_use]
+    pub fn fence_askers(&self) -> usize {
+        self.fence_askers.len()
+    }
 
     /// Where it is in its life.
     #[must_use]

@@ -6,6 +6,7 @@ use rnbd_base::{Errno, Nanos};
 use rnbd_wire::{Name, rtrs::ConReq};
 
 use super::config::{Config, ConfigError};
+use super::fence::{Confirmation, Tokens};
 use super::path::Path;
 use super::state::PathState;
 use super::table::{Place, Table};
@@ -76,24 +77,35 @@ pub struct InfoAccepted {
     pub first_path: bool,
 }
 
+/// What is left to do after a path is gone.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// Its session, if that was its last path.
+    pub session: Option<Session>,
+    /// Somebody waits to hear of the path's end.
+    pub confirmation: Option<Confirmation>,
+}
+
 /// All sessions of one core. Whatever finds or creates one runs here, on one owner, so that two
 /// racing first connections cannot create two sessions (protocol.md 3.6).
 #[derive(Debug)]
 pub struct Sessions {
     config: Config,
+    tokens: Tokens,
     sessions: Table<Session>,
     paths: Table<Path>,
 }
 
 impl Sessions {
-    /// No sessions yet.
+    /// No sessions yet. The tokens are those of the process.
     ///
     /// # Errors
     /// The configuration has a value out of its range.
-    pub fn new(config: Config) -> Result<Self, ConfigError> {
+    pub fn new(config: Config, tokens: Tokens) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
             config,
+            tokens,
             sessions: Table::default(),
             paths: Table::default(),
         })
@@ -151,11 +163,14 @@ impl Sessions {
         let Some(path) = self.paths.get_mut(key.place()) else {
             return Decision::reject(Errno::CONNRESET);
         };
-        if path.recon_cnt() != request.recon_cnt {
+        if is_newer(request.recon_cnt, path.recon_cnt()) {
             return Decision {
                 verdict: Err(Errno::BUSY),
                 superseded: Some(key),
             };
+        }
+        if request.recon_cnt != path.recon_cnt() {
+            return Decision::reject(Errno::CONNRESET);
         }
         if !path.may_join(request) {
             return Decision::reject(Errno::CONNRESET);
@@ -201,7 +216,8 @@ impl Sessions {
         route: Route,
         now: Nanos,
     ) -> Decision {
-        let mut path = Path::new(session, request, route, self.config, now);
+        let agreement = self.tokens.agree(self.config.extension, request.extension);
+        let mut path = Path::new(session, request, route, self.config, agreement, now);
         path.join(request.cid, now);
         let key = PathKey::of(self.paths.insert(path));
         if let Some(session) = self.sessions.get_mut(session.place()) {
@@ -247,16 +263,23 @@ impl Sessions {
         self.path_mut(key).is_some_and(|path| path.close(cause))
     }
 
-    /// Removes a path that has drained. Returns its session if that was its last path and is gone
-    /// too.
+    /// Removes a path that has drained, and with its last path the session.
     ///
     /// # Panics
     /// If the path has not drained.
-    pub fn remove_path(&mut self, key: PathKey) -> Option<Session> {
-        let mut path = self.paths.remove(key.place())?;
+    pub fn remove_path(&mut self, key: PathKey) -> Removed {
+        let Some(mut path) = self.paths.remove(key.place()) else {
+            return Removed::default();
+        };
         assert!(path.is_drained(), "a path with something left is kept");
         path.on_drained();
-        let place = path.session().place();
+        Removed {
+            session: self.remove_from_session(key, path.session().place()),
+            confirmation: path.take_confirmation(),
+        }
+    }
+
+    fn remove_from_session(&mut self, key: PathKey, place: Place) -> Option<Session> {
         let session = self.sessions.get_mut(place)?;
         session.paths.retain(|&other| other != key);
         if session.paths.is_empty() {
@@ -312,7 +335,11 @@ impl Sessions {
             .map(|(key, _)| key)
     }
 
-    fn find_path(&self, session: SessionKey, which: impl Fn(&Path) -> bool) -> Option<PathKey> {
+    pub(super) fn find_path(
+        &self,
+        session: SessionKey,
+        which: impl Fn(&Path) -> bool,
+    ) -> Option<PathKey> {
         self.paths_of(session)
             .find(|&key| self.path(key).is_some_and(&which))
     }
@@ -365,6 +392,11 @@ impl Session {
     pub fn created_at(&self) -> Nanos {
         self.created_at
     }
+}
+
+/// Whether an attempt counter is after another one; both wrap (protocol.md 7.6).
+fn is_newer(attempt: u16, than: u16) -> bool {
+    attempt.wrapping_sub(than).cast_signed() > 0
 }
 
 impl Decision {

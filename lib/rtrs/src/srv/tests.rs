@@ -8,6 +8,7 @@ use rnbd_wire::{Imm, ImmLayout, Name};
 use super::*;
 
 mod admission;
+mod fence;
 mod hostile;
 mod serving;
 
@@ -31,7 +32,7 @@ impl Bed {
             ..Config::default()
         };
         Self {
-            sessions: Sessions::new(config).unwrap(),
+            sessions: Sessions::new(config, Tokens::default()).unwrap(),
             now: NOW,
         }
     }

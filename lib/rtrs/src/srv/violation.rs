@@ -19,9 +19,6 @@ pub enum Violation {
     /// Another session has the name.
     #[error("the session name is in use by another session")]
     NameTaken,
-    /// The immediate's type is none that a client sends.
-    #[error("immediate of a type that no client sends")]
-    ImmType,
     /// The immediate names no chunk.
     #[error("immediate names a chunk beyond the queue depth")]
     ChunkIndex,
@@ -34,6 +31,9 @@ pub enum Violation {
     /// The header in the chunk is of neither a READ nor a WRITE.
     #[error("unknown RTRS message type")]
     MessageType,
+    /// More confirmations asked for at a time than a session can have paths.
+    #[error("too many questions for the end of paths")]
+    TooManyFences,
     /// A message on a connection that was never accepted, or a send where none is due.
     #[error("unexpected message on a connection")]
     Unexpected,
@@ -60,6 +60,9 @@ pub enum CloseCause {
     /// The client came again before the loss was noticed here.
     #[error("superseded by a reconnect of the client")]
     Superseded,
+    /// The client knows that it is lost, and asked over another path for its end.
+    #[error("the client asked for its end over another path")]
+    Fenced,
     /// An administrator, or the end of the process.
     #[error("closed by the administrator")]
     Administrative,

@@ -77,7 +77,7 @@ fn a_session_has_as_many_paths_as_configured() {
         ..Config::default()
     };
     let mut bed = Bed {
-        sessions: Sessions::new(config).unwrap(),
+        sessions: Sessions::new(config, Tokens::default()).unwrap(),
         now: NOW,
     };
     for host in 1..=2 {
@@ -113,7 +113,7 @@ fn a_path_that_comes_again_is_refused_until_its_old_incarnation_has_drained() {
         "its answer is dropped"
     );
     assert!(
-        bed.sessions.remove_path(old).is_some(),
+        bed.sessions.remove_path(old).session.is_some(),
         "with its last path goes the session"
     );
     let new = bed.request(&again, 1).verdict.unwrap();
@@ -123,6 +123,44 @@ fn a_path_that_comes_again_is_refused_until_its_old_incarnation_has_drained() {
         bed.sessions.path(old).is_none(),
         "the old key reaches nothing"
     );
+}
+
+#[test]
+fn a_request_from_before_the_last_reconnect_closes_nothing() {
+    let mut bed = Bed::new(false);
+    let attempt = |recon_cnt| ConReq {
+        recon_cnt,
+        ..con_req(1, 0)
+    };
+    let path = bed.request(&attempt(3), 1).verdict.unwrap().path;
+    for (recon_cnt, verdict, superseded) in [
+        (2, Err(Errno::CONNRESET), None),
+        (0x8003, Err(Errno::CONNRESET), None),
+        (3, Err(Errno::CONNRESET), None),
+        (4, Err(Errno::BUSY), Some(path)),
+        (0x8002, Err(Errno::BUSY), Some(path)),
+    ] {
+        let decision = bed.request(&attempt(recon_cnt), 1);
+        assert_eq!(
+            decision,
+            Decision {
+                verdict,
+                superseded
+            },
+            "{recon_cnt:#x}"
+        );
+    }
+}
+
+#[test]
+fn the_attempt_counter_wraps() {
+    let mut bed = Bed::new(false);
+    let attempt = |recon_cnt| ConReq {
+        recon_cnt,
+        ..con_req(1, 0)
+    };
+    let path = bed.request(&attempt(u16::MAX), 1).verdict.unwrap().path;
+    assert_eq!(bed.request(&attempt(0), 1).superseded, Some(path));
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn immediates_that_name_nothing_close_the_path() {
         chunk_bytes: CHUNK,
         ..Config::default()
     };
-    bed.sessions = Sessions::new(config).unwrap();
+    bed.sessions = Sessions::new(config, Tokens::default()).unwrap();
     let key = bed.up();
     let imm = |msg_id, offset| ImmLayout::new(6).unwrap().request(msg_id, offset);
     assert_eq!(bed.imm(key, 1, imm(6, 8)), Err(Violation::ChunkIndex));
@@ -18,12 +18,20 @@ fn immediates_that_name_nothing_close_the_path() {
         bed.imm(key, 1, imm(0, CHUNK - 3)),
         Err(Violation::ChunkOffset)
     );
-    assert_eq!(
-        bed.imm(key, 1, Imm::response(0, Ok(()), false)),
-        Err(Violation::ImmType)
-    );
-    assert_eq!(bed.imm(key, 1, 0xf000_0000), Err(Violation::ImmType));
     assert!(bed.imm(key, 1, imm(0, CHUNK - 4)).is_ok());
+}
+
+/// As Linux does (protocol.md section 4).
+#[test]
+fn immediates_of_types_that_no_client_sends_are_ignored_and_counted() {
+    let mut bed = Bed::new(false);
+    let key = bed.up();
+    let unknown = [Imm::response(0, Ok(()), false), 0xa000_0001, 0xf000_0000];
+    for (nth, imm) in unknown.into_iter().enumerate() {
+        let ignored = bed.imm(key, 1, imm);
+        assert_eq!(ignored, Ok(Inbound::Ignored { first: nth == 0 }));
+    }
+    assert_eq!(bed.path(key).counters().ignored, 3);
 }
 
 #[test]
@@ -194,7 +202,8 @@ impl Model {
                 self.bed.path(self.key).handle_revoked(msg_id).unwrap();
                 msg_id
             }
-            Inbound::Nothing | Inbound::AckHeartbeat => return Ok(()),
+            Inbound::Nothing | Inbound::AckHeartbeat | Inbound::Ignored { .. } => return Ok(()),
+            Inbound::Fence(_) => unreachable!("a kernel client may not ask"),
         };
         let _accepted_or_refused = self.bed.path(self.key).handle_header(msg_id, header)?;
         assert!(!self.owed.contains(&msg_id), "a chunk in two hands");
@@ -229,7 +238,7 @@ proptest! {
         }
         model.bed.lose(key);
         prop_assert!(model.bed.path(key).is_drained());
-        prop_assert!(model.bed.sessions.remove_path(key).is_some());
+        prop_assert!(model.bed.sessions.remove_path(key).session.is_some());
         prop_assert_eq!(model.bed.sessions.iter().count(), 0);
     }
 
