@@ -15,8 +15,10 @@ use rnbd_proto::target::{
 };
 use rnbd_reactor::{CoreMask, PollerId, Reactors};
 use rnbd_rpc::{Handle, Notifications, RpcError};
-use rnbd_rtrs::{HeartbeatConfig, srv};
+use rnbd_rtrs::HeartbeatConfig;
+use rnbd_rtrs::srv::{self, ExtensionConfig};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use self::opener::SearchPathOpener;
 use self::sink::ControlSink;
@@ -34,6 +36,9 @@ pub(crate) struct RtrsOptions {
     pub(crate) poll_groups_mask: Option<String>,
     hb_interval_ms: u32,
     hb_missed_max: u32,
+    peer_extension: bool,
+    peer_hb_interval_ms: u32,
+    peer_hb_missed_max: u32,
     max_paths: u16,
 }
 
@@ -66,6 +71,8 @@ pub(crate) struct Target {
     /// Files below the search path that are bdevs because a client has them open.
     pub(crate) found: FoundBdevs,
     services: Services,
+    /// Names this process to clients that know the extension.
+    instance: u64,
     transports: RefCell<Vec<Transport>>,
 }
 
@@ -92,6 +99,7 @@ impl Target {
             rnbd_options_set: Cell::default(),
             found,
             services,
+            instance: Uuid::new_v4().as_u64_pair().0,
             transports: RefCell::default(),
         }
     }
@@ -249,22 +257,22 @@ impl Target {
     }
 
     fn config(&self, transport: TransportOptions) -> TargetConfig {
-        let defaults = srv::Config::default();
         let options = self.options.borrow();
-        let heartbeat = options
-            .as_ref()
-            .map_or(defaults.heartbeat, RtrsOptions::heartbeat);
-        let max_paths = options.as_ref().map(|options| options.max_paths);
+        let rtrs = srv::Config {
+            queue_depth: transport.sess_queue_depth,
+            chunk_bytes: transport.max_chunk_size,
+            new_rkey: transport.always_invalidate,
+            cons_per_path: transport.connections_per_path_max,
+            extension: Some(ExtensionConfig {
+                instance: self.instance,
+                heartbeat: HeartbeatConfig::PEER,
+            }),
+            ..srv::Config::default()
+        };
         TargetConfig {
-            rtrs: srv::Config {
-                queue_depth: transport.sess_queue_depth,
-                chunk_bytes: transport.max_chunk_size,
-                new_rkey: transport.always_invalidate,
-                heartbeat,
-                paths_per_session: max_paths.unwrap_or(defaults.paths_per_session),
-                cons_per_path: transport.connections_per_path_max,
-                ..defaults
-            },
+            rtrs: options
+                .as_ref()
+                .map_or(rtrs, |options| options.apply_to(rtrs)),
         }
     }
 }
@@ -285,10 +293,21 @@ impl RtrsOptions {
         }
     }
 
-    fn heartbeat(&self) -> HeartbeatConfig {
-        HeartbeatConfig {
-            interval: Nanos::from_millis(self.hb_interval_ms.into()),
-            missed_max: self.hb_missed_max,
+    fn apply_to(&self, rtrs: srv::Config) -> srv::Config {
+        let heartbeat = |interval_ms: u32, missed_max| HeartbeatConfig {
+            interval: Nanos::from_millis(interval_ms.into()),
+            missed_max,
+        };
+        let peer_heartbeat = heartbeat(self.peer_hb_interval_ms, self.peer_hb_missed_max);
+        let extension = rtrs.extension.filter(|_| self.peer_extension);
+        srv::Config {
+            heartbeat: heartbeat(self.hb_interval_ms, self.hb_missed_max),
+            paths_per_session: self.max_paths,
+            extension: extension.map(|extension| ExtensionConfig {
+                heartbeat: peer_heartbeat,
+                ..extension
+            }),
+            ..rtrs
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The methods as a program serves them, without its socket.
 
 mod metrics;
+mod target;
 
 use std::future::Future;
 use std::rc::Rc;
@@ -108,6 +109,14 @@ impl Fixture {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    /// Makes a target that is open to everybody, and attaches to it.
+    fn connect(&self) {
+        let port = self.listen();
+        let allow = json!({"device_path": "disk", "allow_any_host": true});
+        self.call("rnbd_export_allow_any_host", allow);
+        self.attach(&port, "disk").unwrap();
     }
 
     fn attach(&self, port: &str, device: &str) -> Result<Value, RpcError> {

@@ -168,13 +168,18 @@ async fn reset_stats(system: Rc<System>, params: ResetStats) -> RpcResult {
         }
     };
     for sessname in names {
-        let path = params.path.clone();
-        let selector = Selector { sessname, path };
-        let order =
-            |transport: &Transport, callback| transport.handle.reset_stats(&selector, callback);
-        with_session(&system, &selector.sessname, order).await?;
+        reset_session(&system, &sessname, params.path.clone()).await?;
     }
     Ok(json!(true))
+}
+
+async fn reset_session(system: &System, sessname: &str, path: Option<String>) -> RpcResult {
+    let selector = Selector {
+        sessname: sessname.to_owned(),
+        path,
+    };
+    let order = |transport: &Transport, callback| transport.handle.reset_stats(&selector, callback);
+    with_session(system, sessname, order).await
 }
 
 type Callback = Box<dyn FnOnce(Result<(), Errno>) + Send>;
@@ -197,7 +202,21 @@ pub(super) async fn with_session(
     Err(no_session(sessname))
 }
 
-async fn get_stats(system: Rc<System>, params: SomeSessions) -> RpcResult {
+#[derive(Deserialize)]
+struct GetStats {
+    sessname: Option<String>,
+    per_path: bool,
+    reset_mode: ResetMode,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ResetMode {
+    All,
+    None,
+}
+
+async fn get_stats(system: Rc<System>, params: GetStats) -> RpcResult {
     let mut poll_groups = Vec::new();
     for transport in system.target.transports() {
         let (callback, answer) = reply();
@@ -207,9 +226,16 @@ async fn get_stats(system: Rc<System>, params: SomeSessions) -> RpcResult {
         poll_groups.extend(shards.iter().map(|shard| report::shard(trtype, shard)));
     }
     let sessions = sessions(&system, params.sessname.as_deref()).await?;
+    if params.reset_mode == ResetMode::All {
+        for session in &sessions {
+            // One that has ended meanwhile has no counters any more.
+            let _ = reset_session(&system, &session.sessname, None).await;
+        }
+    }
+    let describe = |session| report::session_stats(session, params.per_path);
     Ok(json!({
         "tick_rate": system.reactors.clock().tick_rate(),
         "poll_groups": poll_groups,
-        "sessions": sessions.iter().map(report::session_stats).collect::<Vec<_>>(),
+        "sessions": sessions.iter().map(describe).collect::<Vec<_>>(),
     }))
 }

@@ -59,10 +59,7 @@ fn describes(description: &str, member: &str) -> bool {
 /// A program that is connected to itself, with an NBD export.
 fn connected_program() -> Fixture {
     let fixture = Fixture::running();
-    let port = fixture.listen();
-    let allow = json!({"device_path": "disk", "allow_any_host": true});
-    fixture.call("rnbd_export_allow_any_host", allow);
-    fixture.attach(&port, "disk").unwrap();
+    fixture.connect();
     let export = json!({"bdev_name": "R0", "address": "127.0.0.1:0"});
     fixture.call("nbd_start_export", export);
     fixture

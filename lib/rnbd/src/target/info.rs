@@ -70,6 +70,10 @@ pub struct PathInfo {
     pub counters: PathCounters,
     /// Its heartbeat; `None` before the handshake is complete.
     pub heartbeat: Option<HeartbeatInfo>,
+    /// The client may ask for its end over another path, and the other way round.
+    pub fence_agreed: bool,
+    /// Paths over which the client waits for the end of this one.
+    pub fence_askers: usize,
 }
 
 /// How a path's heart beats.

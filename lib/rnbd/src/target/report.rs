@@ -3,6 +3,7 @@
 use rnbd_base::{Errno, Nanos};
 use rnbd_fabric::Fabric;
 use rnbd_rtrs::srv::{Path, PathKey, PathState, Session, SessionKey};
+use rnbd_wire::extension::Features;
 
 use super::acceptor::path_name;
 use super::command::{Command, DeviceSelector, Selector};
@@ -174,14 +175,14 @@ impl<F: Fabric> TargetShard<F> {
             inflight: paths.iter().map(|path| path.inflight()).sum(),
             protocol_version: client.map_or(0, |client| client.session.version()),
             created_at: session.created_at(),
-            paths: paths.into_iter().map(|path| self.path_info(path)).collect(),
+            paths: paths.into_iter().map(Self::path_info).collect(),
             devices: client.map_or_else(Vec::new, device_infos),
         }
     }
 
-    fn path_info(&self, path: &Path) -> PathInfo {
+    fn path_info(path: &Path) -> PathInfo {
         let route = path.route();
-        let interval = self.config.rtrs.heartbeat.interval;
+        let interval = path.heartbeat_config().interval;
         PathInfo {
             path: path_name(route),
             path_uuid: path.uuid(),
@@ -196,6 +197,8 @@ impl<F: Fabric> TargetShard<F> {
                 missed: heartbeat.missed(),
                 last_rtt: heartbeat.last_rtt(),
             }),
+            fence_agreed: path.has_agreed(Features::FENCE),
+            fence_askers: path.fence_askers(),
         }
     }
 }

@@ -14,6 +14,7 @@
 
 mod answer;
 mod config;
+mod counters;
 mod fence;
 mod path;
 mod sessions;
@@ -24,8 +25,9 @@ mod violation;
 
 pub use answer::{Answer, DataWrite};
 pub use config::{Config, ConfigError, ExtensionConfig};
+pub use counters::PathCounters;
 pub use fence::{Confirmation, Fence, Tokens};
-pub use path::{Inbound, Path, PathCounters, TimerAction};
+pub use path::{Inbound, Path, TimerAction};
 pub use sessions::{
     Accepted, Decision, InfoAccepted, PathKey, Removed, Route, Session, SessionKey, Sessions,
 };

@@ -7,6 +7,7 @@ use rnbd_wire::{Imm, ImmLayout, Name};
 
 use super::answer::Answer;
 use super::config::Config;
+use super::counters::PathCounters;
 use super::fence::Confirmation;
 use super::sessions::{PathKey, Route, SessionKey};
 use super::slot::{Direction, Request, Slot, SlotState};
@@ -83,31 +84,6 @@ pub enum TimerAction {
     SendHeartbeat,
     /// Close the path.
     Close(CloseCause),
-}
-
-/// What a path counts, as the kernel does (protocol.md 10.2), and more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PathCounters {
-    /// READ requests.
-    pub reads: u64,
-    /// User message and data bytes of READ requests.
-    pub read_bytes: u64,
-    /// WRITE requests.
-    pub writes: u64,
-    /// User message and data bytes of WRITE requests.
-    pub write_bytes: u64,
-    /// Requests refused for their RTRS header.
-    pub refused: u64,
-    /// Chunks opened again with a new rkey.
-    pub rkey_refreshes: u64,
-    /// Heartbeat messages sent.
-    pub hb_sent: u64,
-    /// Looks at the peer that found silence.
-    pub hb_missed: u64,
-    /// Questions for the end of other paths.
-    pub fences: u64,
-    /// Immediates of a type that is not known, or not for a server.
-    pub ignored: u64,
 }
 
 impl Path {
@@ -438,19 +414,15 @@ impl Path {
         }
     }
 
-    /// What was agreed with the client beside the kernel's protocol.
-    #[must_use]
-    pub fn agreement(&self) -> Option<Agreement> {
-        self.agreement
-    }
-
     /// Names this life of the path to a client that knows the extension.
     #[must_use]
     pub fn token(&self) -> Option<PathToken> {
         self.agreement.map(|agreement| agreement.token)
     }
 
-    fn has_agreed(&self, feature: Features) -> bool {
+    /// Whether this is agreed with the client beside the kernel's protocol.
+    #[must_use]
+    pub fn has_agreed(&self, feature: Features) -> bool {
         self.agreement
             .is_some_and(|agreement| agreement.features.contains(feature))
     }

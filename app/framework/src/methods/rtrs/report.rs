@@ -2,6 +2,7 @@
 
 use rnbd_proto::target::{HeartbeatInfo, ListenerInfo, PathInfo, SessionInfo, ShardStats};
 use rnbd_reactor::Clock;
+use rnbd_rtrs::srv::PathCounters;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -59,6 +60,7 @@ fn path(session: &SessionInfo, path: &PathInfo, clock: Clock) -> Value {
         "inflight": path.inflight,
         "protocol_version": session.protocol_version,
         "hb": path.heartbeat.map(|heartbeat| heartbeat_json(&heartbeat, clock)),
+        "fence": { "agreed": path.fence_agreed, "waiting": path.fence_askers },
     })
 }
 
@@ -70,25 +72,44 @@ fn heartbeat_json(heartbeat: &HeartbeatInfo, clock: Clock) -> Value {
     })
 }
 
-pub(super) fn session_stats(session: &SessionInfo) -> Value {
-    let describe = |path: &PathInfo| {
-        let counters = &path.counters;
-        json!({
-            "path": path.path,
-            "read_count": counters.reads,
-            "read_total_size": counters.read_bytes,
-            "write_count": counters.writes,
-            "write_total_size": counters.write_bytes,
-            "inflights": path.inflight,
-            "rkey_refreshes": counters.rkey_refreshes,
-            "hb_sent": counters.hb_sent,
-            "hb_missed": counters.hb_missed,
-            "errors": { "refused": counters.refused },
-        })
-    };
-    json!({
+/// The counters of a session: the sums, and those of each path if they are asked for.
+pub(super) fn session_stats(session: &SessionInfo, per_path: bool) -> Value {
+    let total = session
+        .paths
+        .iter()
+        .fold(PathCounters::default(), |sum, path| sum + path.counters);
+    let mut json = json!({
         "sessname": session.sessname,
-        "paths": session.paths.iter().map(describe).collect::<Vec<_>>(),
+        "total": counters(&total, session.inflight),
+    });
+    if per_path {
+        json["paths"] = session.paths.iter().map(path_stats).collect();
+    }
+    json
+}
+
+fn path_stats(path: &PathInfo) -> Value {
+    let mut json = json!({ "path": path.path });
+    if let (Value::Object(json), Value::Object(counters)) =
+        (&mut json, counters(&path.counters, path.inflight))
+    {
+        json.extend(counters);
+    }
+    json
+}
+
+fn counters(counters: &PathCounters, inflight: u32) -> Value {
+    json!({
+        "read_count": counters.reads,
+        "read_total_size": counters.read_bytes,
+        "write_count": counters.writes,
+        "write_total_size": counters.write_bytes,
+        "inflights": inflight,
+        "rkey_refreshes": counters.rkey_refreshes,
+        "hb_sent": counters.hb_sent,
+        "hb_missed": counters.hb_missed,
+        "fences": counters.fences,
+        "errors": { "refused": counters.refused, "ignored": counters.ignored },
     })
 }
 

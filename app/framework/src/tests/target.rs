@@ -1,0 +1,41 @@
+//! The methods of the target, on a program that is connected to itself.
+
+use serde_json::json;
+
+use super::Fixture;
+
+#[test]
+fn counters_are_shown_for_a_session_or_each_path_and_reset() {
+    let fixture = Fixture::running();
+    fixture.connect();
+    let stats = fixture.call("rtrs_get_stats", json!({"reset_mode": "all"}));
+    let session = &stats["sessions"][0];
+    assert!(session["total"]["read_count"].as_u64() > Some(0), "{stats}");
+    assert_eq!(
+        session["paths"][0]["read_count"],
+        session["total"]["read_count"]
+    );
+    let stats = fixture.call("rtrs_get_stats", json!({"per_path": false}));
+    let session = &stats["sessions"][0];
+    assert_eq!(session["total"]["read_count"], 0);
+    assert!(session.get("paths").is_none(), "{stats}");
+}
+
+#[test]
+fn a_path_that_is_named_is_reset_and_disconnected_alone() {
+    let fixture = Fixture::running();
+    fixture.connect();
+    let sessions = fixture.ask("rtrs_get_sessions");
+    let path = sessions[0]["paths"][0]["path"].clone();
+    let one = |path| json!({"sessname": "client", "path": path});
+    fixture.call("rtrs_reset_stats", one(path.clone()));
+    let stats = fixture.ask("rtrs_get_stats");
+    assert_eq!(stats["sessions"][0]["total"]["read_count"], 0);
+
+    let other = one(json!("ip:192.0.2.1@ip:192.0.2.2"));
+    for method in ["rtrs_reset_stats", "rtrs_disconnect_session"] {
+        assert_eq!(fixture.fail(method, other.clone()).code, -2, "{method}");
+    }
+    fixture.call("rtrs_disconnect_session", one(path));
+    assert_eq!(fixture.ask("rtrs_get_sessions"), json!([]));
+}
