@@ -141,7 +141,9 @@ fn run(seed: u64) {
     let quiet = FaultPlan {
         device: Device {
             local_keys: random.bool(),
-            ..Device::SOFTWARE
+            cheap_windows: seed.is_multiple_of(3),
+            prefers_windows: seed % 3 == 1,
+            invalidates_at_once: seed.is_multiple_of(2),
         },
         ..FaultPlan::default()
     };

@@ -8,7 +8,7 @@ use bdev_rnbd::{AttachParams, ControllerState, Options, Timeouts, UnmapMode};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{IoDone, IoOp};
 use rnbd_fabric::RemoteAddr;
-use rnbd_fabric::sim::{Injection, Side};
+use rnbd_fabric::sim::{Device, Injection, Side};
 use world::{Setup, User, World, attach_params, device, make_disk, pattern};
 
 fn attached(setup: Setup) -> World {
@@ -35,6 +35,29 @@ fn what_is_written_is_read_back() {
             );
         }
         world.io(&mut user, IoOp::Flush, 0, 0).unwrap();
+    }
+}
+
+#[test]
+fn buffers_are_opened_in_every_way_that_a_fabric_prefers() {
+    let (keys, windows) = (Device::HARDWARE, true);
+    let by_window = Device {
+        prefers_windows: windows,
+        ..keys
+    };
+    for (device, new_rkey) in [(keys, false), (by_window, false), (by_window, true)] {
+        let mut setup = Setup {
+            new_rkey,
+            ..Setup::default()
+        };
+        setup.plan.device = device;
+        let mut world = attached(setup);
+        let mut user = world.open("r0_disk0", 0);
+        let dones = hammer(&mut world, &mut user, 200);
+        assert!(each_once(&dones));
+        let data = pattern(1, 8);
+        world.write(&mut user, 8, &data).unwrap();
+        assert_eq!(world.read(&mut user, 8, 8).unwrap(), data, "{device:?}");
     }
 }
 

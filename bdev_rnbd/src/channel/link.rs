@@ -72,7 +72,7 @@ impl Link {
             }
         };
         let arena = Arena::new(&mut core.fabric, domain, buffer, Access::Local)?;
-        let by_window = core.caps.cheap_windows;
+        let by_window = core.caps.opens_by_window();
         let access = if by_window {
             Access::Local
         } else {

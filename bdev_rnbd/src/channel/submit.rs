@@ -255,8 +255,8 @@ impl CoreChannel {
         core.fabric.post(link.conn(), &wr)
     }
 
-    /// Opens the buffer of a read to the server: through a window where those are cheap, else by
-    /// its registration. Memory of unknown origin is registered for this I/O alone.
+    /// Opens the buffer of a read to the server: through a window if that is the fabric's way, else
+    /// by its registration. Memory of unknown origin is registered for this I/O alone.
     fn open<F: Fabric>(
         &mut self,
         request: &mut IoRequest,
@@ -269,7 +269,7 @@ impl CoreChannel {
             rkey: key.rkey,
             invalidation: Invalidation::None,
         };
-        if core.caps.cheap_windows && request.opening == Opening::None {
+        if core.caps.opens_by_window() && request.opening == Opening::None {
             let link = self.link.as_mut().ok_or(GONE)?;
             let window = link.take_window().ok_or(GONE)?;
             match core.fabric.bind(link.conn(), window, key.mr, span) {
@@ -279,7 +279,10 @@ impl CoreChannel {
                     return Err(error.into());
                 }
             }
-            exposure.invalidation = Invalidation::Local;
+            exposure.invalidation = match core.caps.cheap_windows {
+                true => Invalidation::Local,
+                false => Invalidation::Remote,
+            };
             request.opening = Opening::Window(window);
         }
         Ok(exposure)

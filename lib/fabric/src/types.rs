@@ -444,11 +444,22 @@ pub struct Caps {
     pub connection_windows: bool,
     /// Binding and invalidating windows are local and cost next to nothing.
     pub cheap_windows: bool,
+    /// A client is to open each of its buffers by a window of the connection, which the peer's
+    /// send closes, though that costs: its administrator wants it (protocol.md 5.11).
+    pub prefers_windows: bool,
     /// Hugepages help: a device reads and writes the memory.
     pub prefers_hugepages: bool,
     /// Local bytes must lie in a region of the connection's domain. If not, any span will do as a
     /// source and the `lkey` of an [`Sge`] is ignored.
     pub needs_local_keys: bool,
+}
+
+impl Caps {
+    /// Whether a client opens its buffers by windows, and not by the keys of their regions.
+    #[must_use]
+    pub fn opens_by_window(&self) -> bool {
+        self.cheap_windows || self.prefers_windows
+    }
 }
 
 /// Counters since the start, in the words of SPDK's transport statistics.

@@ -22,6 +22,10 @@ pub struct VerbsConfig {
     /// After how long without an acknowledgement the device sends again: 4.096 µs · 2^n, n from
     /// 1 to 31; `None` leaves it to the connection manager. For outgoing connections.
     pub ack_timeout: Option<u8>,
+    /// Whether a client opens each buffer by a window of its own for as long as the request takes
+    /// (protocol.md 5.11), where the devices have such windows. If not, a server may write all
+    /// memory that a client does I/O from, for as long as it is connected.
+    pub window_per_request: bool,
 }
 
 impl Default for VerbsConfig {
@@ -35,6 +39,7 @@ impl Default for VerbsConfig {
             inline_bytes: 64,
             type_of_service: None,
             ack_timeout: None,
+            window_per_request: false,
         }
     }
 }

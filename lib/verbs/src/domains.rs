@@ -64,6 +64,11 @@ impl Domains {
         Ok(pd)
     }
 
+    /// The device's domain, as long as there is the device.
+    pub(crate) fn pd(&self, domain: DomainId) -> Option<&Arc<Pd>> {
+        self.get(domain).ok()?.pd.as_ref()
+    }
+
     /// The device that the domain is on.
     pub(crate) fn device(&self, domain: DomainId) -> Result<DeviceId, FabricError> {
         self.get(domain).map(|entry| entry.device)

@@ -74,7 +74,7 @@ impl VerbsFabric {
         let channel = CmChannel::new().map_err(cannot_start)?;
         let devices = Devices::open_all().map_err(cannot_start)?;
         Ok(Self {
-            caps: caps(&devices),
+            caps: caps(&devices, config.window_per_request),
             connections: Slab::new(config.max_connections.min(CONNECTIONS_MAX)),
             listeners: Slab::new(LISTENERS_MAX),
             goodbyes: Slab::new(config.max_connections.min(CONNECTIONS_MAX)),
@@ -110,16 +110,18 @@ impl VerbsFabric {
 }
 
 /// What all devices can do, so that a target may count on it whichever a session comes over.
-fn caps(devices: &Devices) -> Caps {
+fn caps(devices: &Devices, window_per_request: bool) -> Caps {
     let all = |works: &dyn Fn(&crate::devices::Adapter) -> bool| {
         let mut found = devices.iter().peekable();
         found.peek().is_some() && found.all(|(_, adapter)| works(adapter))
     };
+    let connection_windows = all(&|adapter| adapter.windows.connection);
     Caps {
         trtype: "RDMA",
         domain_windows: all(&|adapter| adapter.windows.domain.is_some()),
-        connection_windows: all(&|adapter| adapter.windows.connection),
+        connection_windows,
         cheap_windows: false,
+        prefers_windows: connection_windows && window_per_request,
         prefers_hugepages: true,
         needs_local_keys: true,
     }

@@ -6,6 +6,7 @@
 //! of a window's key up by one with each bind, which `probe` has checked.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use rnbd_fabric::slab::Slab;
@@ -26,6 +27,10 @@ struct Region {
     span: Span,
     /// `None` once the device is gone.
     mr: Option<Mr>,
+    /// Parts of it that windows were bound to, as regions of their own by address and length: only
+    /// on devices whose windows open the whole region. They stay until the region goes, because
+    /// windows are bound to the same parts again and again.
+    parts: HashMap<(u64, usize), Mr>,
 }
 
 #[derive(Debug)]
@@ -99,7 +104,13 @@ impl Keys {
         let mr = Mr::new(pd, span, access).map_err(registering)?;
         let (lkey, rkey) = (mr.lkey(), mr.rkey());
         let mr = Some(mr);
-        let taken = self.regions.insert(|_, _| Region { domain, span, mr });
+        let region = Region {
+            domain,
+            span,
+            mr,
+            parts: HashMap::new(),
+        };
+        let taken = self.regions.insert(|_, _| region);
         let (index, generation) = taken.map_err(|_| limit("memory regions"))?;
         let mr = MrId { index, generation };
         Ok(MemoryKey { mr, lkey, rkey })
@@ -149,6 +160,26 @@ impl Keys {
             self.by_rkey.remove(&(entry.rkey >> 8));
         }
         Some(entry.domain)
+    }
+
+    /// Makes a part of a region one of its own, if it is none yet, so that a window bound to it
+    /// opens nothing else.
+    pub(crate) fn separate(&mut self, mr: MrId, part: Span, pd: &Arc<Pd>) -> Result<(), PostError> {
+        const FOR_WINDOWS: MrAccess = MrAccess {
+            remote_write: false,
+            windows: true,
+        };
+        let region = self.regions.get_mut(mr.index, mr.generation);
+        let region = region.filter(|region| !part.is_empty() && contains(region.span, part));
+        let region = region.ok_or(PostError::NoWindow)?;
+        if let Entry::Vacant(place) = region.parts.entry((part.addr(), part.len())) {
+            let own = Mr::new(pd, part, FOR_WINDOWS).map_err(|errno| {
+                log::warn!("verbs: {}", registering(errno));
+                PostError::NoWindow
+            })?;
+            place.insert(own);
+        }
+        Ok(())
     }
 
     /// What to post in order to open `span` through the window, in order: closing it, if it is
@@ -272,7 +303,7 @@ impl Keys {
         let entry = self.windows.get(window.index, window.generation);
         let region = self.regions.get(mr.index, mr.generation);
         let mw = entry.and_then(|entry| entry.mw.as_ref());
-        let mr = region.and_then(|region| region.mr.as_ref());
+        let mr = region.and_then(|region| region.mr_of(span));
         match (entry, mw, mr) {
             (Some(entry), Some(mw), Some(mr)) if mw.rkey() >> 8 == rkey >> 8 => Task::Bind {
                 mw,
@@ -315,9 +346,18 @@ impl Keys {
         }
         for (_, region) in self.regions.iter_mut() {
             if is_gone(region.domain) {
+                region.parts.clear();
                 region.mr = None;
             }
         }
+    }
+}
+
+impl Region {
+    /// The region to bind a window for `part` to.
+    fn mr_of(&self, part: Span) -> Option<&Mr> {
+        let own = self.parts.get(&(part.addr(), part.len()));
+        own.or(self.mr.as_ref())
     }
 }
 

@@ -64,6 +64,10 @@ impl VerbsFabric {
     ) -> Result<u32, PostError> {
         const CLOSE_AND_BIND: usize = 2;
         let domain = self.working_domain(conn, CLOSE_AND_BIND)?;
+        if !self.has_exact_windows(domain) {
+            let pd = self.domains.pd(domain).ok_or(PostError::NotConnected)?;
+            self.keys.separate(mr, span, pd)?;
+        }
         let (closing, bind, rkey) = self.keys.bind((conn, domain), window, mr, span)?;
         for work in closing.into_iter().chain([bind]) {
             let entry = Entry {
@@ -75,6 +79,12 @@ impl VerbsFabric {
             self.park(conn, entry)?;
         }
         Ok(rkey)
+    }
+
+    fn has_exact_windows(&self, domain: DomainId) -> bool {
+        let device = self.domains.device(domain).ok();
+        let adapter = device.and_then(|device| self.devices.get(device));
+        adapter.is_none_or(|adapter| adapter.windows.exact)
     }
 
     /// The domain of a connection that takes `count` more work requests.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rnbd_fabric::{RemoteAddr, Sge};
 use rnbd_mem::{Buffer, Memory, MemoryConfig, Pages, Span};
 use rustix::io::Errno;
 
 use crate::keys::next_rkey;
 use crate::sys::{
     Chain, ChainScratch, CompChannel, Cq, Device, Mr, MrAccess, Mw, MwType, Pd, Qp, QpAttr,
-    QpSizes, QpState, WcBatch, WcStatus,
+    QpSizes, QpState, RemoteOp, WcBatch, WcStatus,
 };
 
 /// How windows for a whole domain are bound.
@@ -28,12 +29,15 @@ pub(crate) struct WindowSupport {
     pub(crate) domain: Option<BindStyle>,
     /// Type 2.
     pub(crate) connection: bool,
+    /// A window opens what it is bound to. If not, it opens its whole region, as on soft-RoCE.
+    pub(crate) exact: bool,
 }
 
 impl WindowSupport {
     pub(crate) const NONE: Self = Self {
         domain: None,
         connection: false,
+        exact: false,
     };
 }
 
@@ -46,9 +50,16 @@ pub(crate) fn windows(device: &Arc<Device>) -> WindowSupport {
     }
     let styles = [BindStyle::Chained, BindStyle::ByVerb];
     let works = |style: &BindStyle| attempt(device, |bench| bench.try_domain_window(*style));
+    let domain = styles.into_iter().find(works);
+    let connection = limits.has_type_2_windows && attempt(device, Bench::try_connection_window);
+    let (kind, style) = match domain {
+        Some(style) => (MwType::Type1, style),
+        None => (MwType::Type2, BindStyle::Chained),
+    };
     WindowSupport {
-        domain: styles.into_iter().find(works),
-        connection: limits.has_type_2_windows && attempt(device, Bench::try_connection_window),
+        domain,
+        connection,
+        exact: attempt(device, |bench| bench.try_beside_window(kind, style)),
     }
 }
 
@@ -120,13 +131,7 @@ impl Bench {
         let mw = Mw::new(&self.pd, MwType::Type1)?;
         for span in [self.span, Span::EMPTY, self.span] {
             let expected = next_rkey(mw.rkey());
-            match style {
-                BindStyle::Chained => self.bind_chained(&mw, span, expected)?,
-                BindStyle::ByVerb => {
-                    self.qp.bind_window(&mw, &self.mr, span, SIGNALED)?;
-                }
-            }
-            self.expect_completion()?;
+            self.bind(&mw, span, style)?;
             if mw.rkey() != expected {
                 return Err(Errno::BADMSG);
             }
@@ -148,6 +153,39 @@ impl Bench {
         Ok(())
     }
 
+    /// Writes beside an open window, which has to fail.
+    fn try_beside_window(&mut self, kind: MwType, style: BindStyle) -> Result<(), Errno> {
+        let mw = Mw::new(&self.pd, kind)?;
+        let (open, beside) = (BYTES / 2, BYTES / 4);
+        let part = |from| self.span.slice(from, beside).ok_or(Errno::INVAL);
+        let (opened, source) = (part(open)?, part(0)?);
+        self.bind(&mw, opened, style)?;
+        let addr = self.span.addr();
+        let rkey = mw.rkey();
+        let source = Sge {
+            span: source,
+            lkey: self.mr.lkey(),
+        };
+        let mut chain = Chain::new(&mut self.scratch);
+        let op = RemoteOp::Write(RemoteAddr { addr, rkey });
+        chain.push_remote(op, &[source], SIGNALED, false);
+        chain.post(&self.qp)?;
+        match self.completion()? {
+            WcStatus::NotAllowed => Ok(()),
+            _ => Err(Errno::RANGE),
+        }
+    }
+
+    fn bind(&mut self, mw: &Mw, span: Span, style: BindStyle) -> Result<(), Errno> {
+        match style {
+            BindStyle::Chained => self.bind_chained(mw, span, next_rkey(mw.rkey()))?,
+            BindStyle::ByVerb => {
+                self.qp.bind_window(mw, &self.mr, span, SIGNALED)?;
+            }
+        }
+        self.expect_completion()
+    }
+
     fn bind_chained(&mut self, mw: &Mw, span: Span, rkey: u32) -> Result<(), Errno> {
         let mut chain = Chain::new(&mut self.scratch);
         chain.push_bind(mw, &self.mr, span, rkey, SIGNALED);
@@ -155,6 +193,13 @@ impl Bench {
     }
 
     fn expect_completion(&mut self) -> Result<(), Errno> {
+        match self.completion()? {
+            WcStatus::Success => Ok(()),
+            _ => Err(Errno::IO),
+        }
+    }
+
+    fn completion(&mut self) -> Result<WcStatus, Errno> {
         const PATIENCE: Duration = Duration::from_millis(500);
         let started = Instant::now();
         while !self.batch.fill(self.qp.cq())? {
@@ -163,9 +208,7 @@ impl Bench {
             }
             std::thread::yield_now();
         }
-        match self.batch.next().map(|completion| completion.status) {
-            Some(WcStatus::Success) => Ok(()),
-            _ => Err(Errno::IO),
-        }
+        let completion = self.batch.next().ok_or(Errno::IO)?;
+        Ok(completion.status)
     }
 }

@@ -283,6 +283,7 @@ fn plan(rng: &mut Rng) -> FaultPlan {
         device: Device {
             local_keys: rng.bool(),
             cheap_windows: rng.bool(),
+            prefers_windows: false,
             invalidates_at_once: rng.bool(),
         },
         ..FaultPlan::default()

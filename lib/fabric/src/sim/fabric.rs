@@ -143,6 +143,7 @@ impl Fabric for SimFabric {
             domain_windows: true,
             connection_windows: true,
             cheap_windows: device.cheap_windows,
+            prefers_windows: device.prefers_windows,
             prefers_hugepages: false,
             needs_local_keys: device.local_keys,
         }

@@ -55,6 +55,8 @@ pub struct Device {
     pub local_keys: bool,
     /// Windows cost next to nothing.
     pub cheap_windows: bool,
+    /// They cost, and clients are to use them nevertheless.
+    pub prefers_windows: bool,
     /// Invalidating a window needs no work request.
     pub invalidates_at_once: bool,
 }
@@ -64,12 +66,14 @@ impl Device {
     pub const SOFTWARE: Self = Self {
         local_keys: false,
         cheap_windows: true,
+        prefers_windows: false,
         invalidates_at_once: true,
     };
     /// A device that is not.
     pub const HARDWARE: Self = Self {
         local_keys: true,
         cheap_windows: false,
+        prefers_windows: false,
         invalidates_at_once: false,
     };
 }

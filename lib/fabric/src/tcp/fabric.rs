@@ -111,6 +111,7 @@ impl Fabric for TcpFabric {
             domain_windows: true,
             connection_windows: true,
             cheap_windows: true,
+            prefers_windows: false,
             prefers_hugepages: false,
             needs_local_keys: false,
         }
