@@ -8,13 +8,17 @@ use rnbd_fabric::sim::Crash;
 use rnbd_proto::target::ShardStats;
 
 use crate::answer::Answer;
+use crate::initiator::InitiatorHost;
 use crate::job::Phase;
+use crate::target::TargetHost;
 use crate::world::World;
 
 /// In which everything must have recovered.
 const RECOVERY_MAX: Nanos = Nanos::from_secs(300);
 /// In which an orderly end must be over.
 const GOODBYE_MAX: Nanos = Nanos::from_secs(120);
+/// How often users look before their disks must be there.
+const LOOKS_MAX: u32 = 5;
 /// How long to wait before the same question.
 const ASK_AGAIN: Nanos = Nanos::from_millis(100);
 
@@ -22,13 +26,47 @@ impl World<'_> {
     /// Everybody is back, and no I/O is left over.
     pub(crate) fn converge(&mut self) -> Result<(), String> {
         self.revive_hostile();
-        self.until(RECOVERY_MAX, "the disks of every client", |world| {
-            let mut hosts = world.initiators.iter();
-            hosts.all(|host| host.is_mapped()).then_some(())
-        })?;
+        self.until(RECOVERY_MAX, "the disks of every client", Self::all_mapped)?;
         self.enter(Phase::Drain);
         self.until(RECOVERY_MAX, "the end of all I/O", Self::all_quiet)?;
-        (0..self.initiators.len()).try_for_each(|nth| self.is_enabled(nth))
+        self.rest()?;
+        (0..self.initiators.len()).try_for_each(|nth| self.is_enabled(nth))?;
+        self.until(RECOVERY_MAX, "the disks of every client", Self::all_mapped)?;
+        self.find_all_disks()
+    }
+
+    /// Nothing but heartbeats, for long enough to notice a connection that is dead: as long as
+    /// other connections of its path are used, nobody minds.
+    fn rest(&mut self) -> Result<(), String> {
+        let heartbeat = self.scenario.rtrs.heartbeat;
+        let looks = u64::from(heartbeat.missed_max) + 3;
+        let silence = Nanos(heartbeat.interval.0 * looks);
+        let end = self.now + silence.max(self.scenario.plan.retry_timeout);
+        let is_over = |world: &mut Self| (world.now >= end).then_some(());
+        self.until(RECOVERY_MAX, "time", is_over)
+    }
+
+    /// Users who have not tried since may find only now that a disk was taken away; they get it
+    /// back. All learn its size.
+    fn find_all_disks(&mut self) -> Result<(), String> {
+        for host in &self.initiators {
+            host.rescan();
+        }
+        for _ in 0..LOOKS_MAX {
+            let failed = self.failed_io();
+            self.enter(Phase::Verify);
+            self.until(RECOVERY_MAX, "a look at all disks", Self::all_quiet)?;
+            self.until(RECOVERY_MAX, "the disks found again", Self::all_mapped)?;
+            if self.failed_io() == failed {
+                return Ok(());
+            }
+        }
+        Err("reads go on failing after the faults".to_owned())
+    }
+
+    fn all_mapped(&mut self) -> Option<()> {
+        let mut hosts = self.initiators.iter();
+        hosts.all(InitiatorHost::is_mapped).then_some(())
     }
 
     /// A client that harmed itself starts afresh; the target must let it in again.
@@ -68,6 +106,50 @@ impl World<'_> {
             return Err("reads failed although all faults have ended".to_owned());
         }
         self.enter(Phase::Drain);
+        self.sizes_are_known()
+    }
+
+    /// Every user has seen its disk grow.
+    fn sizes_are_known(&mut self) -> Result<(), String> {
+        for host in &mut self.initiators {
+            for job in host.jobs() {
+                let (known, real) = (
+                    job.num_blocks(&self.disks[job.disk]),
+                    self.target.num_blocks(job.disk),
+                );
+                if known != real {
+                    return Err(format!("disk {} has {real} blocks, not {known}", job.disk));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What has recovered lasts, with nothing but heartbeats to show that it is there, and the
+    /// clients have opened their disks as they were told to.
+    pub(crate) fn stay_up(&mut self) -> Result<(), String> {
+        let lost = |world: &Self| -> u64 {
+            let hosts = world.initiators.iter();
+            hosts.map(InitiatorHost::paths_lost).sum()
+        };
+        let (before, start) = (lost(self), self.now);
+        self.rest()?;
+        if lost(self) != before {
+            return Err(format!("a path was lost after {start:?} for no reason"));
+        }
+        self.modes_are_kept()
+    }
+
+    fn modes_are_kept(&mut self) -> Result<(), String> {
+        let sessions = self.answer("the sessions", |world| world.target.sessions())?;
+        for device in sessions.iter().flat_map(|session| &session.devices) {
+            let disks = 0..self.disks.len();
+            let mut disks = disks.filter(|disk| TargetHost::export(*disk) == device.device_path);
+            let wanted = disks.next().map(|disk| self.scenario.access_mode(disk));
+            if wanted != Some(device.access_mode) {
+                return Err(format!("{device:?} is not open as {wanted:?}"));
+            }
+        }
         Ok(())
     }
 
@@ -139,10 +221,7 @@ impl World<'_> {
         let disks = &self.disks;
         let mut hosts = self.initiators.iter_mut();
         hosts
-            .all(|host| {
-                let mut jobs = host.jobs().iter();
-                jobs.all(|job| job.is_quiet(&disks[job.disk]))
-            })
+            .all(|host| host.jobs().all(|job| job.is_quiet(&disks[job.disk])))
             .then_some(())
     }
 

@@ -7,6 +7,7 @@ use rnbd_base::Nanos;
 use rnbd_bdev::ErrorType;
 use rnbd_fabric::sim::{Connection, Crash, FaultPlan, Injection, PerMillion, Side, WireId};
 
+use crate::initiator::InitiatorHost;
 use crate::scenario::FaultKind;
 use crate::world::World;
 
@@ -17,7 +18,8 @@ pub(crate) enum Repair {
     StartTarget,
     StartInitiator(usize),
     ReturnDevice(IpAddr),
-    ReconnectPath(usize),
+    RestoreExport(usize),
+    FeedReceiver(WireId, Side),
     Resume(Actor),
     GoodNetwork,
     ResumeDisks,
@@ -51,7 +53,13 @@ impl World<'_> {
             FaultKind::Stall => self.stall(),
             FaultKind::ClockJump => self.now += Nanos::from_millis(self.rng.u64(100..20_000)),
             FaultKind::SessionDisconnected => self.disconnect_session(),
-            FaultKind::PathCycled => self.cycle_path(),
+            FaultKind::PathCycled => self.some_initiator().disconnect_path(),
+            FaultKind::DiskCycled => self.cycle_disk(),
+            FaultKind::Reattached => self.some_initiator().reattach(),
+            FaultKind::DiskClosed => self.close_disk(),
+            FaultKind::ExportRemoved => self.remove_export(),
+            FaultKind::DiskGrown => self.grow_disk(),
+            FaultKind::ReceivesWithheld => self.withhold_receives(),
             FaultKind::BadNetwork => self.worsen_network(),
             FaultKind::DiskErrors => self.fail_disks(),
             FaultKind::DiskHangs => self.hang_disks(),
@@ -68,6 +76,7 @@ impl World<'_> {
             Repair::StartTarget => {
                 self.network.restart(self.target.ip);
                 self.target.start(&self.network);
+                (0..self.disks.len()).for_each(|disk| self.is_exported(disk));
             }
             Repair::StartInitiator(nth) => {
                 let seed = self.rng.u64(..);
@@ -76,7 +85,11 @@ impl World<'_> {
                 host.start(&self.network, seed, self.now);
             }
             Repair::ReturnDevice(ip) => self.network.return_device(ip),
-            Repair::ReconnectPath(nth) => self.initiators[nth].reconnect_path(self.now),
+            Repair::RestoreExport(disk) => {
+                self.target.restore_export(disk);
+                self.is_exported(disk);
+            }
+            Repair::FeedReceiver(wire, from) => self.network.starve(wire, from, false),
             Repair::Resume(actor) => self.stalled.retain(|stalled| *stalled != actor),
             Repair::GoodNetwork => self.network.set_plan(self.scenario.plan.clone()),
             Repair::ResumeDisks => self.target.resume(),
@@ -116,6 +129,11 @@ impl World<'_> {
     fn crash_target(&mut self, crash: Crash) {
         if self.target.is_running() {
             self.target.crash(&self.network, crash);
+            for disk in 0..self.disks.len() {
+                if crash == Crash::Power && self.scenario.is_cached(disk) {
+                    self.disks[disk].lose_power();
+                }
+            }
             self.later(10..5_000, Repair::StartTarget);
         }
     }
@@ -163,11 +181,67 @@ impl World<'_> {
         self.target.disconnect(&self.initiators[nth].name);
     }
 
-    fn cycle_path(&mut self) {
+    fn some_initiator(&mut self) -> &mut InitiatorHost {
         let nth = self.rng.usize(..self.initiators.len());
-        if self.initiators[nth].is_mapped() {
-            self.initiators[nth].disconnect_path();
-            self.later(1..3_000, Repair::ReconnectPath(nth));
+        &mut self.initiators[nth]
+    }
+
+    fn cycle_disk(&mut self) {
+        let nth = self.rng.usize(..self.initiators.len());
+        let disk = self.rng.usize(..self.initiators[nth].spec.disks.len());
+        self.initiators[nth].unmap(disk);
+    }
+
+    fn close_disk(&mut self) {
+        let nth = self.rng.usize(..self.initiators.len());
+        let host = &self.initiators[nth];
+        if let Some(disk) = self.rng.choice(host.spec.disks.clone()) {
+            self.target.close_device(&host.name, disk);
+        }
+    }
+
+    fn remove_export(&mut self) {
+        let disk = self.rng.usize(..self.disks.len());
+        self.closing[disk] = self.target.remove_export(disk);
+        self.later(10..4_000, Repair::RestoreExport(disk));
+    }
+
+    fn is_exported(&mut self, disk: usize) {
+        self.closing[disk] = None;
+        self.closed_since[disk] = None;
+    }
+
+    /// Notes which exports are closed by now.
+    pub(crate) fn note_closed(&mut self) {
+        for (disk, closing) in self.closing.iter_mut().enumerate() {
+            if closing.take_if(|answer| answer.take().is_some()).is_some() {
+                self.closed_since[disk] = Some(self.now);
+            }
+        }
+    }
+
+    /// Some users are told, others find out later.
+    fn grow_disk(&mut self) {
+        let disk = self.rng.usize(..self.disks.len());
+        self.target.grow(disk);
+        if self.rng.bool() {
+            self.some_initiator().rescan();
+        }
+    }
+
+    fn withhold_receives(&mut self) {
+        let from = self.some_side();
+        if let Some(connection) = self.some_connection(|connection| connection.up) {
+            self.network.starve(connection.wire, from, true);
+            self.later(10..6_000, Repair::FeedReceiver(connection.wire, from));
+        }
+    }
+
+    fn some_side(&mut self) -> Side {
+        if self.rng.bool() {
+            Side::Client
+        } else {
+            Side::Server
         }
     }
 
@@ -204,11 +278,7 @@ impl World<'_> {
                 imm: None,
             },
         };
-        let from = if self.rng.bool() {
-            Side::Client
-        } else {
-            Side::Server
-        };
+        let from = self.some_side();
         self.network.inject(connection.wire, from, injection);
     }
 

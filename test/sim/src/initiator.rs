@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bdev_rnbd::{
-    AttachParams, ControlError, ControllerInfo, DeviceParams, Initiator, InitiatorConfig,
-    InitiatorControl, InitiatorShard, Options, PathStats,
+    AttachParams, ControlError, ControllerInfo, Initiator, InitiatorConfig, InitiatorControl,
+    InitiatorShard, Options, PathStats,
 };
+use fastrand::Rng;
 use rnbd_base::{CoreIndex, Nanos, NoWake, Wake};
 use rnbd_bdev::Registry;
 use rnbd_fabric::Addr;
@@ -15,15 +16,14 @@ use rnbd_mem::Memory;
 use rnbd_wire::rnbd::AccessMode;
 
 use crate::answer::Answer;
-use crate::job::{Job, JobSpec};
+use crate::job::{Job, JobSpec, Phase, Tally};
+use crate::mapping::{AGAIN, Mapping, Surroundings};
 use crate::model::DiskModel;
 use crate::scenario::{InitiatorSpec, Scenario};
-use crate::target::TargetHost;
+use crate::states::PathStates;
 
 /// The name of the one controller that each initiator has.
-const CONTROLLER: &str = "ctrlr";
-/// How long to wait after something that failed.
-const AGAIN: Nanos = Nanos::from_millis(500);
+pub(crate) const CONTROLLER: &str = "ctrlr";
 
 /// An initiator's machine.
 #[derive(Debug)]
@@ -31,26 +31,43 @@ pub(crate) struct InitiatorHost {
     pub(crate) ip: IpAddr,
     pub(crate) name: String,
     pub(crate) spec: InitiatorSpec,
+    /// Its disks, and how it may use them.
+    disks: Vec<(usize, AccessMode)>,
     options: Options,
     memory: Memory,
     job_spec: JobSpec,
+    phase: Phase,
     running: Option<Running>,
 }
 
-type Attaching = Answer<Result<Vec<String>, ControlError>>;
+type Asked<T> = Answer<Result<T, ControlError>>;
 
 /// What dies with the process.
 struct Running {
     initiator: Arc<Initiator>,
     shards: Vec<InitiatorShard<SimFabric>>,
     registry: Registry,
-    attaching: Option<Attaching>,
-    attach_at: Option<Nanos>,
-    /// Whether the path has to be reconnected, and when it is tried again.
+    stage: Stage,
+    mappings: Vec<Mapping>,
+    paths: PathStates,
+    /// When the path that was closed is reconnected.
     reconnect_at: Option<Nanos>,
-    reconnecting: Option<Answer<Result<(), ControlError>>>,
-    jobs: Vec<Job>,
-    seed: u64,
+    reconnecting: Option<Asked<()>>,
+    rng: Rng,
+}
+
+/// What there is of the controller.
+///
+/// ```text
+///  Detached ──> Attaching ──> Attached ──> Detaching ──> Detached
+///     ^─── failure ──┘
+/// ```
+enum Stage {
+    /// It is attached when it is time to.
+    Detached(Nanos),
+    Attaching(Asked<Vec<String>>),
+    Attached,
+    Detaching(Asked<()>),
 }
 
 impl InitiatorHost {
@@ -66,7 +83,13 @@ impl InitiatorHost {
                 think: scenario.think_time(&spec),
                 is_hostile: spec.is_hostile,
             },
+            disks: spec
+                .disks
+                .iter()
+                .map(|&disk| (disk, scenario.access_mode(disk)))
+                .collect(),
             spec,
+            phase: Phase::Load,
             running: None,
         }
     }
@@ -74,11 +97,13 @@ impl InitiatorHost {
     /// Starts the process, with a seed of its own.
     pub(crate) fn start(&mut self, network: &SimNetwork, seed: u64, now: Nanos) {
         let registry = Registry::new(self.memory.clone());
+        let paths = PathStates::default();
+        let watched = paths.clone();
         let config = InitiatorConfig {
             memory: self.memory.clone(),
             registry: registry.clone(),
             seed,
-            notify: Arc::new(|_| ()),
+            notify: Arc::new(move |notification| watched.note(&notification)),
         };
         let core = |core| {
             let wake: Arc<dyn Wake> = Arc::new(NoWake);
@@ -93,12 +118,12 @@ impl InitiatorHost {
             initiator,
             shards,
             registry,
-            attaching: None,
-            attach_at: Some(now),
+            stage: Stage::Detached(now),
+            mappings: self.mappings_anew(),
+            paths,
             reconnect_at: None,
             reconnecting: None,
-            jobs: Vec::new(),
-            seed,
+            rng: Rng::with_seed(seed),
         });
     }
 
@@ -121,51 +146,99 @@ impl InitiatorHost {
             .map_or(&mut [], |running| &mut running.shards[..])
     }
 
-    pub(crate) fn jobs(&mut self) -> &mut [Job] {
+    fn mappings(&mut self) -> &mut [Mapping] {
         self.running
             .as_mut()
-            .map_or(&mut [], |running| &mut running.jobs[..])
+            .map_or(&mut [], |running| &mut running.mappings[..])
     }
 
-    /// Whether all disks are mapped and there is a job for each and every core.
+    /// All jobs: of each disk, those of its cores in their order.
+    pub(crate) fn jobs(&mut self) -> impl Iterator<Item = &mut Job> {
+        self.mappings().iter_mut().flat_map(Mapping::jobs)
+    }
+
+    /// The jobs of one core.
+    pub(crate) fn jobs_on(&mut self, core: usize) -> impl Iterator<Item = &mut Job> {
+        let mappings = self.mappings().iter_mut();
+        mappings.filter_map(move |mapping| mapping.jobs().get_mut(core))
+    }
+
+    /// Takes what all jobs have done since it was last asked.
+    pub(crate) fn take_tally(&mut self) -> Tally {
+        let mut sum = Tally::default();
+        for mapping in self.mappings() {
+            sum.add(std::mem::take(&mut mapping.gone));
+            for job in mapping.jobs() {
+                sum.add(std::mem::take(&mut job.tally));
+            }
+        }
+        sum
+    }
+
+    /// What all jobs do from now on, also those to come.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        for job in self.jobs() {
+            job.enter(phase);
+        }
+    }
+
+    /// Whether all disks are there.
     pub(crate) fn is_mapped(&self) -> bool {
-        let running = self.running.as_ref();
-        running.is_some_and(|running| !running.jobs.is_empty())
+        self.running.as_ref().is_some_and(|running| {
+            let is_attached = matches!(running.stage, Stage::Attached);
+            is_attached && running.mappings.iter().all(Mapping::is_mapped)
+        })
     }
 
-    /// Attaches when it is time to, and starts the jobs when it is done.
+    /// How often a path that was up was lost.
+    pub(crate) fn paths_lost(&self) -> u64 {
+        let running = self.running.as_ref();
+        running.map_or(0, |running| running.paths.lost())
+    }
+
+    /// A step of a path that is not allowed, if there was one.
+    pub(crate) fn illegal_step(&self) -> Option<String> {
+        let illegal = self.running.as_ref()?.paths.illegal()?;
+        Some(format!("{}: {illegal}", self.name))
+    }
+
+    /// Goes on with whatever was begun: attaching, mapping, reconnecting.
     pub(crate) fn drive(&mut self, target: Addr, now: Nanos) {
-        let (params, spec) = (self.attach_params(target), self.job_spec);
+        let params = self.attach_params(target);
         let Some(running) = &mut self.running else {
             return;
         };
-        if running.attach_at.is_some_and(|at| at <= now) {
-            let (answer, reply) = Answer::new();
-            running.attach_at = None;
-            running.attaching = Some(answer);
-            running.initiator.attach_controller(params, reply);
+        let attached = running.drive_controller(params, now);
+        let around = Surroundings {
+            initiator: &running.initiator,
+            registry: &running.registry,
+            memory: &self.memory,
+            cores: self.spec.cores,
+            job: self.job_spec,
+            phase: self.phase,
+            now,
+        };
+        let rng = &mut running.rng;
+        for (mapping, bdev) in running.mappings.iter_mut().zip(&attached) {
+            mapping.attached(bdev, &around, rng);
         }
-        match running.attaching.as_ref().and_then(Answer::take) {
-            None => (),
-            Some(Ok(bdevs)) => {
-                running.attaching = None;
-                running.open_jobs(&bdevs, &self.spec, spec, &self.memory);
-            }
-            Some(Err(_)) => {
-                running.attaching = None;
-                running.attach_at = Some(now + AGAIN);
-            }
+        let is_controller = matches!(running.stage, Stage::Attached);
+        for mapping in &mut running.mappings {
+            mapping.drive(is_controller, &around, rng);
         }
         running.drive_reconnect(now);
     }
 
+    fn mappings_anew(&self) -> Vec<Mapping> {
+        let disks = self.disks.iter();
+        disks
+            .map(|&(disk, mode)| Mapping::new(disk, mode))
+            .collect()
+    }
+
     fn attach_params(&self, target: Addr) -> AttachParams {
-        let device = |&disk: &usize| DeviceParams {
-            device_path: TargetHost::export(disk),
-            access_mode: AccessMode::ReadWrite,
-            bdev_name: None,
-            uuid: None,
-        };
+        let disks = self.mappings_anew();
         AttachParams {
             name: CONTROLLER.to_owned(),
             sessname: self.name.clone(),
@@ -175,36 +248,57 @@ impl InitiatorHost {
             num_io_queues: 0,
             queue_depth: 0,
             timeouts: None,
-            devices: self.spec.disks.iter().map(device).collect(),
+            devices: disks.iter().map(Mapping::params).collect(),
         }
     }
 
-    /// Disconnects the path until [`InitiatorHost::reconnect_path`].
-    pub(crate) fn disconnect_path(&mut self) {
-        if let Some(running) = &mut self.running {
-            running.reconnect_at = None;
-            running.reconnecting = None;
+    /// Disconnects the path; it is reconnected some time later.
+    pub(crate) fn disconnect_path(&self) {
+        if let Some(running) = &self.running {
             let initiator = &running.initiator;
             initiator.disconnect_path(CONTROLLER, 0, Box::new(|_| ()));
         }
     }
 
-    /// Reconnects the path, as often as it takes: while it is closing it cannot be.
-    pub(crate) fn reconnect_path(&mut self, now: Nanos) {
-        if let Some(running) = &mut self.running {
-            running.reconnect_at = Some(now);
+    /// Takes a disk away from its users; it is mapped again when they have let go.
+    pub(crate) fn unmap(&mut self, nth: usize) {
+        if let Some(running) = &self.running {
+            running.mappings[nth].unmap(&running.initiator);
+        }
+    }
+
+    /// Asks for the sizes of all disks.
+    pub(crate) fn rescan(&self) {
+        if let Some(running) = &self.running {
+            for mapping in &running.mappings {
+                mapping.rescan(&running.initiator);
+            }
+        }
+    }
+
+    /// Detaches, whoever uses the disks; they are attached again when it is done.
+    pub(crate) fn reattach(&mut self) {
+        if let Some(running) = &mut self.running
+            && matches!(running.stage, Stage::Attached)
+        {
+            running.stage = Stage::Detaching(running.detach(true));
         }
     }
 
     /// When it does something by itself.
     pub(crate) fn next_action(&self) -> Option<Nanos> {
         let running = self.running.as_ref()?;
-        let times = [running.attach_at, running.reconnect_at];
-        times.into_iter().flatten().min()
+        let attach_at = match running.stage {
+            Stage::Detached(at) => Some(at),
+            _ => None,
+        };
+        let disks = running.mappings.iter().filter_map(Mapping::next_action);
+        let others = [attach_at, running.reconnect_at];
+        disks.chain(others.into_iter().flatten()).min()
     }
 
     /// Asks for the controller.
-    pub(crate) fn controllers(&self) -> Option<Answer<Result<Vec<ControllerInfo>, ControlError>>> {
+    pub(crate) fn controllers(&self) -> Option<Asked<Vec<ControllerInfo>>> {
         let (answer, reply) = Answer::new();
         let running = self.running.as_ref()?;
         running.initiator.get_controllers(Some(CONTROLLER), reply);
@@ -212,7 +306,7 @@ impl InitiatorHost {
     }
 
     /// Asks for the counters of the path.
-    pub(crate) fn path_stats(&self) -> Option<Answer<Result<Vec<PathStats>, ControlError>>> {
+    pub(crate) fn path_stats(&self) -> Option<Asked<Vec<PathStats>>> {
         let (answer, reply) = Answer::new();
         let running = self.running.as_ref()?;
         running.initiator.path_stats(Some(CONTROLLER), reply);
@@ -220,14 +314,10 @@ impl InitiatorHost {
     }
 
     /// Lets go of the disks and detaches.
-    pub(crate) fn detach(&mut self) -> Option<Answer<Result<(), ControlError>>> {
-        let (answer, reply) = Answer::new();
+    pub(crate) fn detach(&mut self) -> Option<Asked<()>> {
         let running = self.running.as_mut()?;
-        running.jobs.clear();
-        running
-            .initiator
-            .detach_controller(CONTROLLER, false, reply);
-        Some(answer)
+        running.mappings.iter_mut().for_each(Mapping::release);
+        Some(running.detach(false))
     }
 
     /// What the process still holds of its memory, in bytes, once its jobs are gone.
@@ -242,7 +332,48 @@ impl InitiatorHost {
 }
 
 impl Running {
+    /// Returns the bdevs of a controller that was attached just now.
+    fn drive_controller(&mut self, params: AttachParams, now: Nanos) -> Vec<String> {
+        match &self.stage {
+            Stage::Detached(at) if *at <= now => {
+                let (answer, reply) = Answer::new();
+                self.paths.clear();
+                self.stage = Stage::Attaching(answer);
+                self.initiator.attach_controller(params, reply);
+            }
+            Stage::Attaching(answer) => match answer.take() {
+                None => (),
+                Some(Ok(bdevs)) => {
+                    self.stage = Stage::Attached;
+                    return bdevs;
+                }
+                Some(Err(_)) => self.stage = Stage::Detached(now + AGAIN),
+            },
+            Stage::Detaching(answer) => {
+                if let Some(result) = answer.take() {
+                    self.stage = match result {
+                        Ok(()) => Stage::Detached(now),
+                        Err(_) => Stage::Attached,
+                    };
+                }
+            }
+            Stage::Detached(_) | Stage::Attached => (),
+        }
+        Vec::new()
+    }
+
+    fn detach(&self, force: bool) -> Asked<()> {
+        let (answer, reply) = Answer::new();
+        self.initiator.detach_controller(CONTROLLER, force, reply);
+        answer
+    }
+
+    /// An administrator finds a path closed after a while, and reconnects it as often as it takes.
     fn drive_reconnect(&mut self, now: Nanos) {
+        let is_closed = matches!(self.stage, Stage::Attached) && !self.paths.closed().is_empty();
+        if is_closed && self.reconnect_at.is_none() && self.reconnecting.is_none() {
+            self.reconnect_at = Some(now + Nanos::from_millis(self.rng.u64(10..5_000)));
+        }
         if self.reconnect_at.is_some_and(|at| at <= now) {
             let (answer, reply) = Answer::new();
             self.reconnect_at = None;
@@ -254,30 +385,10 @@ impl Running {
             self.reconnect_at = result.err().map(|_| now + AGAIN);
         }
     }
-
-    fn open_jobs(
-        &mut self,
-        bdevs: &[String],
-        spec: &InitiatorSpec,
-        job_spec: JobSpec,
-        memory: &Memory,
-    ) {
-        for (bdev, &disk) in bdevs.iter().zip(&spec.disks) {
-            let desc = self.registry.open(bdev, true);
-            let desc = Arc::new(desc.expect("it was mapped just now"));
-            for core in 0..spec.cores {
-                self.seed = self.seed.wrapping_add(1);
-                let rng = fastrand::Rng::with_seed(self.seed);
-                let core = CoreIndex(core);
-                self.jobs
-                    .push(Job::open(&desc, core, disk, job_spec, memory, rng));
-            }
-        }
-    }
 }
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Running({} jobs)", self.jobs.len())
+        write!(f, "Running({} disks)", self.mappings.len())
     }
 }

@@ -8,7 +8,7 @@ use rnbd_base::{CoreIndex, Errno, Nanos, Progress};
 use rnbd_bdev::{BdevIo, Channel, Desc, IoDone, IoOp};
 use rnbd_mem::{Buffer, Memory, Pages, Span};
 
-use crate::model::{Content, DiskModel, ReadId};
+use crate::model::{Change, Content, DiskModel, FlushId, ReadId};
 
 /// Most blocks of one I/O.
 const BLOCKS_MAX: u64 = 8;
@@ -40,8 +40,8 @@ pub(crate) enum Phase {
 #[derive(Clone, Debug)]
 enum Pending {
     Read(ReadId, Range<u64>),
-    Change(Range<u64>),
-    Flush,
+    Change(Range<u64>, Change),
+    Flush(FlushId),
 }
 
 /// One user of a disk.
@@ -50,14 +50,16 @@ pub(crate) struct Job {
     pub(crate) disk: usize,
     spec: JobSpec,
     channel: Channel,
-    _desc: Arc<Desc>,
+    desc: Arc<Desc>,
     buffer: Buffer,
     slot_bytes: usize,
-    pending: Vec<Option<Pending>>,
+    /// When each I/O in flight was submitted, and what it is.
+    pending: Vec<Option<(Nanos, Pending)>>,
     done: Vec<IoDone>,
     next_issue: Nanos,
     verified: u64,
     phase: Phase,
+    is_shut_out: bool,
     rng: Rng,
     pub(crate) tally: Tally,
 }
@@ -69,11 +71,20 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
 }
 
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.completed += other.completed;
+        self.failed += other.failed;
+    }
+}
+
 /// What a disk's users may meet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
     /// I/O may fail.
     pub(crate) may_fail: bool,
+    /// Since when the disk is not exported: what is submitted later must fail.
+    pub(crate) closed_since: Option<Nanos>,
 }
 
 impl Job {
@@ -95,7 +106,7 @@ impl Job {
             disk,
             spec,
             channel,
-            _desc: Arc::clone(desc),
+            desc: Arc::clone(desc),
             buffer: memory
                 .alloc("job", slot_bytes * depth, Pages::Small)
                 .expect("there is memory"),
@@ -105,6 +116,7 @@ impl Job {
             next_issue: Nanos::ZERO,
             verified: 0,
             phase: Phase::Load,
+            is_shut_out: false,
             rng,
             tally: Tally::default(),
         }
@@ -118,8 +130,18 @@ impl Job {
 
     /// Whether nothing is in flight, and nothing left to do by itself.
     pub(crate) fn is_quiet(&self, disk: &DiskModel) -> bool {
-        let is_verified = self.phase != Phase::Verify || self.verified >= disk.num_blocks();
+        let is_verified = self.phase != Phase::Verify || self.verified >= self.num_blocks(disk);
         is_verified && self.in_flight() == 0
+    }
+
+    /// Blocks that the disk has now, as far as its user knows.
+    pub(crate) fn num_blocks(&self, disk: &DiskModel) -> u64 {
+        self.desc.geometry().num_blocks.min(disk.num_blocks())
+    }
+
+    /// Whether I/O has failed because the disk is not to be had; asked once.
+    pub(crate) fn take_shut_out(&mut self) -> bool {
+        std::mem::take(&mut self.is_shut_out)
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -160,19 +182,27 @@ impl Job {
         terms: Terms,
     ) -> Result<(), String> {
         let slot = usize::try_from(done.tag).ok();
-        let pending = slot
+        let (submitted, pending) = slot
             .and_then(|slot| self.pending.get_mut(slot))
             .and_then(Option::take)
             .ok_or_else(|| format!("{done:?} of an I/O that is not in flight"))?;
         self.tally.completed += 1;
         if let Err(errno) = done.result {
             self.tally.failed += 1;
+            self.is_shut_out |= !matches!(errno, Errno::IO | Errno::TIMEDOUT);
             self.permit(errno, terms, &pending)?;
+        } else {
+            self.forbid(submitted, terms, &pending)?;
         }
         match pending {
-            Pending::Flush => Ok(()),
-            Pending::Change(blocks) => {
-                disk.end_change(blocks, done.result.is_ok());
+            Pending::Flush(id) => {
+                if done.result.is_ok() {
+                    disk.end_flush(id);
+                }
+                Ok(())
+            }
+            Pending::Change(blocks, how) => {
+                disk.end_change(blocks, done.result.map_or(Change::Unknown, |()| how));
                 Ok(())
             }
             Pending::Read(id, _) if done.result.is_err() => {
@@ -191,6 +221,17 @@ impl Job {
             "disk {}: {pending:?} failed with {errno}, which nothing in the scenario explains",
             self.disk
         ))
+    }
+
+    /// Nothing may succeed on a disk that is not exported.
+    fn forbid(&self, submitted: Nanos, terms: Terms, pending: &Pending) -> Result<(), String> {
+        match terms.closed_since {
+            Some(closed) if closed <= submitted && !self.spec.is_hostile => Err(format!(
+                "disk {}: {pending:?} of {submitted:?} succeeded, and it was closed at {closed:?}",
+                self.disk
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_read(
@@ -232,7 +273,7 @@ impl Job {
             }
         };
         let pending = self.prepare(disk, slot, op, &blocks);
-        self.pending[slot] = Some(pending);
+        self.pending[slot] = Some((now, pending));
         let io = BdevIo {
             tag: slot as u64,
             op,
@@ -271,12 +312,12 @@ impl Job {
 
     fn next_to_verify(&mut self, disk: &DiskModel) -> Option<Range<u64>> {
         let start = self.verified;
-        let end = (start + BLOCKS_MAX).min(disk.num_blocks());
+        let end = (start + BLOCKS_MAX).min(self.num_blocks(disk));
         self.verified = end;
         (start < end).then_some(start..end)
     }
 
-    /// Half reads; changes only where no other change is under way.
+    /// Half reads; changes only where no other change is under way, and they are allowed.
     fn choose(&mut self, disk: &DiskModel) -> (IoOp, Range<u64>) {
         let blocks = self.choose_blocks(disk);
         let op = match self.rng.u8(..16) {
@@ -293,7 +334,8 @@ impl Job {
         if op == IoOp::Flush {
             return (op, 0..0);
         }
-        if op.modifies() && !disk.is_unchanging(blocks.clone()) {
+        let is_free = self.desc.may_write() && disk.is_unchanging(blocks.clone());
+        if op.modifies() && !is_free {
             return (IoOp::Read, blocks);
         }
         (op, blocks)
@@ -301,7 +343,7 @@ impl Job {
 
     fn choose_blocks(&mut self, disk: &DiskModel) -> Range<u64> {
         let count = self.rng.u64(1..=BLOCKS_MAX);
-        let start = self.rng.u64(0..=disk.num_blocks() - count);
+        let start = self.rng.u64(0..=self.num_blocks(disk) - count);
         start..start + count
     }
 
@@ -314,7 +356,7 @@ impl Job {
         blocks: &Range<u64>,
     ) -> Pending {
         match op {
-            IoOp::Flush => Pending::Flush,
+            IoOp::Flush => Pending::Flush(disk.begin_flush()),
             IoOp::Read => {
                 let span = self.span(slot as u64, blocks, disk.block_size());
                 span.fill(0xEE);
@@ -322,13 +364,14 @@ impl Job {
             }
             IoOp::Unmap | IoOp::WriteZeroes { .. } => {
                 disk.begin_change(blocks.clone(), Content::Zeroes);
-                Pending::Change(blocks.clone())
+                Pending::Change(blocks.clone(), Change::Done)
             }
-            IoOp::Write { .. } => {
+            IoOp::Write { fua } => {
                 let content = disk.next_write();
                 self.fill(disk, slot, blocks, content);
                 disk.begin_change(blocks.clone(), content);
-                Pending::Change(blocks.clone())
+                let how = if fua { Change::Durable } else { Change::Done };
+                Pending::Change(blocks.clone(), how)
             }
         }
     }

@@ -18,12 +18,16 @@
 mod answer;
 mod bench;
 mod checks;
+mod disk;
 mod faults;
 mod flaw;
 mod initiator;
 mod job;
+mod ledger;
+mod mapping;
 pub mod model;
 mod scenario;
+mod states;
 mod target;
 mod world;
 

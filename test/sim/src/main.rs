@@ -3,11 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::{Result, Write, stderr, stdout};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{set_hook, take_hook};
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
 use rnbd_sim::{Bench, Report, Scenario, Shape, run_seed};
+
+/// The seed that is being played.
+static SEED: AtomicU64 = AtomicU64::new(0);
 
 /// Plays target and initiator over a simulated network, one scenario per seed.
 #[derive(Debug, Parser)]
@@ -33,22 +37,18 @@ fn main() -> Result<ExitCode> {
     } else {
         Shape::Short
     };
+    tell_of_panics(arguments.long);
     let bench = Bench::new();
     let mut total = Report::default();
     for seed in arguments.from..arguments.from + arguments.seeds {
         if arguments.verbose {
             writeln!(stdout(), "{:#?}", Scenario::new(seed, shape))?;
         }
-        let report = match play(&bench, seed, shape) {
+        SEED.store(seed, Ordering::Relaxed);
+        let report = match run_seed(&bench, seed, shape) {
             Ok(report) => report,
-            Err(what) => {
-                let replay = replay(seed, arguments.long);
-                writeln!(
-                    stderr(),
-                    "seed {seed} of commit {} failed: {what}",
-                    commit()
-                )?;
-                writeln!(stderr(), "replay: {replay}")?;
+            Err(failure) => {
+                tell(seed, arguments.long, &failure.to_string());
                 return Ok(ExitCode::FAILURE);
             }
         };
@@ -73,17 +73,29 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn play(bench: &Bench, seed: u64, shape: Shape) -> std::result::Result<Report, String> {
-    let played = catch_unwind(AssertUnwindSafe(|| run_seed(bench, seed, shape)));
-    match played {
-        Ok(played) => played.map_err(|failure| failure.to_string()),
-        Err(_) => Err("it panicked, see above".to_owned()),
-    }
+/// Says which seed it was when a seed panics: in a release build that is the end.
+fn tell_of_panics(is_long: bool) {
+    let usual = take_hook();
+    set_hook(Box::new(move |info| {
+        usual(info);
+        tell(
+            SEED.load(Ordering::Relaxed),
+            is_long,
+            "it panicked, see above",
+        );
+    }));
 }
 
-fn replay(seed: u64, is_long: bool) -> String {
+/// Says what was found, and how to find it again.
+fn tell(seed: u64, is_long: bool, what: &str) {
     let long = if is_long { " --long" } else { "" };
-    format!("cargo run -p rnbd-sim -- --from {seed} --seeds 1{long} --verbose")
+    let mut stderr = stderr();
+    // Nothing can be done if nobody listens.
+    let _ = writeln!(stderr, "seed {seed} of commit {} failed: {what}", commit());
+    let _ = writeln!(
+        stderr,
+        "replay: ./scripts/test.sh{long} sim --from {seed} --seeds 1"
+    );
 }
 
 /// What is checked out, as far as git knows.

@@ -4,6 +4,9 @@
 //! block whose last change ended well has exactly that content; one whose change is on its way, or
 //! failed, may have the old or the new one, until a read shows which. A read may return what the
 //! block could contain at any time between its submission and its end, and nothing else.
+//!
+//! A disk with a volatile cache may fall back, when its power fails, to any content that a block
+//! had since the last flush, or since the last write that was to be durable by itself.
 
 use std::ops::Range;
 
@@ -25,10 +28,41 @@ pub struct Mismatch(pub String);
 struct Block {
     /// What it may contain if nothing is on its way.
     possible: Vec<Content>,
+    /// What it contained before and may contain again after a power failure, and when that was
+    /// superseded.
+    unflushed: Vec<(u64, Content)>,
     /// What is on its way.
     coming: Option<Content>,
+    /// The power failed since: what is on its way may have come and gone.
+    is_shaken: bool,
     /// Counts beginnings and ends of changes.
     version: u64,
+}
+
+impl Block {
+    /// From now on it has one of these.
+    fn become_one_of(&mut self, contents: Vec<Content>, clock: u64) {
+        for old in std::mem::replace(&mut self.possible, contents) {
+            if !self.possible.contains(&old) {
+                self.unflushed.push((clock, old));
+            }
+        }
+    }
+}
+
+/// Names a flush on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushId(u64);
+
+/// How a change has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It may have happened or not.
+    Unknown,
+    /// It has happened.
+    Done,
+    /// It has happened and outlives a power failure.
+    Durable,
 }
 
 /// A read on its way.
@@ -51,6 +85,8 @@ pub struct DiskModel {
     blocks: Vec<Block>,
     reads: Vec<Option<Read>>,
     generation: u64,
+    /// Counts whatever contents and flushes are ordered by.
+    clock: u64,
 }
 
 impl DiskModel {
@@ -59,7 +95,9 @@ impl DiskModel {
     pub fn new(id: u16, block_size: usize, num_blocks: usize) -> Self {
         let block = Block {
             possible: vec![Content::Zeroes],
+            unflushed: Vec::new(),
             coming: None,
+            is_shaken: false,
             version: 0,
         };
         Self {
@@ -68,6 +106,7 @@ impl DiskModel {
             blocks: vec![block; num_blocks],
             reads: Vec::new(),
             generation: 0,
+            clock: 0,
         }
     }
 
@@ -101,8 +140,14 @@ impl DiskModel {
         for at in blocks.clone() {
             let block = self.block_mut(at);
             block.coming = Some(content);
+            block.is_shaken = false;
             block.version += 1;
         }
+        self.allow(blocks, content);
+    }
+
+    /// Reads on their way may see this.
+    fn allow(&mut self, blocks: Range<u64>, content: Content) {
         for read in self.reads.iter_mut().flatten() {
             let first = read.blocks.start;
             for at in overlap(&read.blocks, &blocks) {
@@ -111,16 +156,54 @@ impl DiskModel {
         }
     }
 
-    /// A change has ended: `happened` says whether it certainly did.
-    pub fn end_change(&mut self, blocks: Range<u64>, happened: bool) {
+    /// A change has ended.
+    pub fn end_change(&mut self, blocks: Range<u64>, how: Change) {
+        self.clock += 1;
+        let clock = self.clock;
         for at in blocks {
             let block = self.block_mut(at);
             block.version += 1;
-            if let Some(content) = block.coming.take() {
-                if happened {
-                    block.possible.clear();
-                }
+            let Some(content) = block.coming.take() else {
+                continue;
+            };
+            let is_certain = !block.is_shaken || how == Change::Durable;
+            if how == Change::Unknown || !is_certain {
                 add(&mut block.possible, content);
+            } else {
+                block.become_one_of(vec![content], clock);
+            }
+            if how == Change::Durable {
+                block.unflushed.clear();
+            }
+        }
+    }
+
+    /// A flush was submitted.
+    pub fn begin_flush(&mut self) -> FlushId {
+        self.clock += 1;
+        FlushId(self.clock)
+    }
+
+    /// A flush has ended well: what was superseded before it began does not come back.
+    pub fn end_flush(&mut self, id: FlushId) {
+        for block in &mut self.blocks {
+            block.unflushed.retain(|&(at, _)| at > id.0);
+        }
+    }
+
+    /// The disk lost what was only in its cache, or some of it.
+    pub fn lose_power(&mut self) {
+        for at in 0..self.num_blocks() {
+            let block = self.block_mut(at);
+            block.is_shaken = true;
+            let old = std::mem::take(&mut block.unflushed);
+            if old.is_empty() {
+                continue;
+            }
+            block.version += 1;
+            for (_, content) in old {
+                add(&mut self.block_mut(at).possible, content);
+                self.allow(at..at + 1, content);
             }
         }
     }
@@ -163,6 +246,8 @@ impl DiskModel {
     /// If there is no such read, or it is not of that many bytes.
     pub fn end_read(&mut self, id: ReadId, bytes: &[u8]) -> Result<(), Mismatch> {
         let read = self.reads[id.0].take().expect("a read ends once");
+        self.clock += 1;
+        let clock = self.clock;
         assert_eq!(bytes.len(), read.allowed.len() * self.block_size);
         for (nth, at) in read.blocks.clone().enumerate() {
             let part = &bytes[nth * self.block_size..][..self.block_size];
@@ -175,7 +260,7 @@ impl DiskModel {
             }
             let block = self.block_mut(at);
             if block.coming.is_none() && block.version == read.versions[nth] {
-                block.possible = vec![found];
+                block.become_one_of(vec![found], clock);
             }
         }
         Ok(())
@@ -267,74 +352,4 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> Range<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: usize = 512;
-
-    fn read(disk: &mut DiskModel, content: Content) -> Result<(), Mismatch> {
-        let id = disk.begin_read(1..2);
-        let mut bytes = [0; SIZE];
-        disk.encode(1, content, &mut bytes);
-        disk.end_read(id, &bytes)
-    }
-
-    fn written(disk: &mut DiskModel, happened: bool) -> Content {
-        let content = disk.next_write();
-        disk.begin_change(0..4, content);
-        disk.end_change(0..4, happened);
-        content
-    }
-
-    #[test]
-    fn after_a_write_only_its_content_is_right() {
-        let mut disk = DiskModel::new(1, SIZE, 4);
-        let old = written(&mut disk, true);
-        let new = written(&mut disk, true);
-        assert!(read(&mut disk, old).is_err());
-        assert!(read(&mut disk, Content::Zeroes).is_err());
-        assert_eq!(read(&mut disk, new), Ok(()));
-    }
-
-    #[test]
-    fn a_failed_write_leaves_two_contents_until_one_was_seen() {
-        for seen_first in [true, false] {
-            let mut disk = DiskModel::new(1, SIZE, 4);
-            let old = written(&mut disk, true);
-            let new = written(&mut disk, false);
-            let (seen, other) = if seen_first { (old, new) } else { (new, old) };
-            assert_eq!(read(&mut disk, seen), Ok(()));
-            assert!(read(&mut disk, other).is_err(), "a ghost");
-        }
-    }
-
-    #[test]
-    fn a_read_beside_a_write_may_see_both() {
-        for pick_new in [false, true] {
-            let mut disk = DiskModel::new(1, SIZE, 4);
-            let old = written(&mut disk, true);
-            let id = disk.begin_read(1..2);
-            let new = written(&mut disk, true);
-            let mut bytes = [0; SIZE];
-            disk.encode(1, if pick_new { new } else { old }, &mut bytes);
-            assert_eq!(disk.end_read(id, &bytes), Ok(()));
-            assert!(read(&mut disk, old).is_err());
-        }
-    }
-
-    #[test]
-    fn torn_and_misplaced_blocks_are_seen() {
-        let mut disk = DiskModel::new(1, SIZE, 4);
-        let (old, new) = (written(&mut disk, true), written(&mut disk, true));
-        let mut bytes = [0; SIZE];
-        disk.encode(1, new, &mut bytes);
-        let mut other = [0; SIZE];
-        disk.encode(1, old, &mut other);
-        bytes[256..].copy_from_slice(&other[256..]);
-        let id = disk.begin_read(1..2);
-        assert!(disk.end_read(id, &bytes).is_err());
-        disk.encode(2, new, &mut bytes);
-        let id = disk.begin_read(1..2);
-        assert!(disk.end_read(id, &bytes).is_err());
-    }
-}
+mod tests;

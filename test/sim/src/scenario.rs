@@ -5,6 +5,7 @@ use fastrand::Rng;
 use rnbd_base::Nanos;
 use rnbd_fabric::sim::{Device, FaultPlan, PerMillion};
 use rnbd_rtrs::{HeartbeatConfig, srv};
+use rnbd_wire::rnbd::AccessMode;
 
 use crate::bench::Bench;
 use crate::flaw::Flaw;
@@ -48,6 +49,18 @@ pub enum FaultKind {
     SessionDisconnected,
     /// An initiator's administrator disconnects its path, and reconnects it.
     PathCycled,
+    /// An initiator's administrator takes a disk away from its users, and maps it again.
+    DiskCycled,
+    /// An initiator's administrator detaches by force, and attaches again.
+    Reattached,
+    /// The target's administrator takes a disk away from a client, who asks for it again.
+    DiskClosed,
+    /// The target's administrator removes an export for a time.
+    ExportRemoved,
+    /// A disk grows.
+    DiskGrown,
+    /// One end of a connection posts no receives for a time.
+    ReceivesWithheld,
     /// The network is slow, has little room, or refuses and loses connection requests for a time.
     BadNetwork,
     /// The disks fail some I/O.
@@ -64,7 +77,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::CutOneWay,
         Self::CutBothWays,
         Self::SilentDrop,
@@ -78,6 +91,12 @@ impl FaultKind {
         Self::ClockJump,
         Self::SessionDisconnected,
         Self::PathCycled,
+        Self::DiskCycled,
+        Self::Reattached,
+        Self::DiskClosed,
+        Self::ExportRemoved,
+        Self::DiskGrown,
+        Self::ReceivesWithheld,
         Self::BadNetwork,
         Self::DiskErrors,
         Self::DiskHangs,
@@ -85,6 +104,18 @@ impl FaultKind {
         Self::HostileClient,
         Self::HostileTarget,
     ];
+
+    /// Whether I/O fails because somebody wanted that.
+    pub(crate) fn excuses_errors(self) -> bool {
+        matches!(
+            self,
+            Self::PathCycled
+                | Self::DiskCycled
+                | Self::Reattached
+                | Self::DiskClosed
+                | Self::ExportRemoved
+        )
+    }
 }
 
 /// A disk of the target.
@@ -92,8 +123,14 @@ impl FaultKind {
 pub struct DiskSpec {
     /// Bytes of a block.
     pub block_size: u32,
-    /// Number of blocks.
+    /// Number of blocks that it has in the end.
     pub num_blocks: u64,
+    /// Number of blocks that it has at first.
+    pub first_blocks: u64,
+    /// Whether it has a cache that is lost with the power, and can grow; else it is memory.
+    pub is_cached: bool,
+    /// Whether its user may only read it.
+    pub is_read_only: bool,
     /// Delay of most I/O, if it is slow.
     pub delay_us: Option<u64>,
     /// Whether it can be made to fail.
@@ -175,13 +212,28 @@ impl Scenario {
         Nanos(self.load_time.0 / self.io_count * u64::from(initiator.cores))
     }
 
+    /// Whether what was not flushed is lost with the power.
+    pub(crate) fn is_cached(&self, disk: usize) -> bool {
+        self.disks[disk].is_cached && self.flaw.is_none()
+    }
+
+    /// How the user of a disk may use it.
+    pub(crate) fn access_mode(&self, disk: usize) -> AccessMode {
+        if self.disks[disk].is_read_only {
+            AccessMode::ReadOnly
+        } else {
+            AccessMode::ReadWrite
+        }
+    }
+
     /// Whether I/O on this disk may fail, and not only be late.
     pub(crate) fn may_fail(&self, disk: usize) -> bool {
         let options = &self.options;
         self.disks[disk].can_fail
             || options.bdev_retry_count >= 0
-            || self.faults.contains(&FaultKind::PathCycled)
+            || self.faults.iter().any(|kind| kind.excuses_errors())
             || options.timeouts.fast_io_fail_timeout_sec > 0
+            || options.timeouts.ctrlr_loss_timeout_sec > 0
     }
 }
 
@@ -227,9 +279,18 @@ fn hosts(rng: &mut Rng, faults: &[FaultKind]) -> (Vec<DiskSpec>, Vec<InitiatorSp
 }
 
 fn disk(rng: &mut Rng, can_fail: bool) -> DiskSpec {
+    let num_blocks = rng.u64(16..200);
+    let is_cached = rng.bool();
     DiskSpec {
         block_size: if rng.bool() { 512 } else { 4096 },
-        num_blocks: rng.u64(16..200),
+        num_blocks,
+        first_blocks: if is_cached {
+            rng.u64(16..=num_blocks)
+        } else {
+            num_blocks
+        },
+        is_cached,
+        is_read_only: rng.u8(..8) == 0,
         delay_us: rng.bool().then(|| rng.u64(1..20_000)),
         can_fail,
     }
@@ -251,10 +312,12 @@ fn rtrs(rng: &mut Rng) -> srv::Config {
 
 fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
     let interval_ms = heartbeat.interval.as_duration().as_millis();
+    let one_in_four = |rng: &mut Rng| rng.u8(..4) == 0;
     Options {
         timeouts: Timeouts {
             reconnect_delay_sec: rng.u32(1..=4),
-            fast_io_fail_timeout_sec: if rng.u8(..4) == 0 { rng.u32(4..8) } else { 0 },
+            fast_io_fail_timeout_sec: if one_in_four(rng) { rng.u32(4..8) } else { 0 },
+            ctrlr_loss_timeout_sec: if one_in_four(rng) { rng.i32(8..20) } else { -1 },
             ..Timeouts::default()
         },
         reconnect_jitter_sec: rng.u32(0..=2),

@@ -13,12 +13,13 @@ use rnbd_fabric::{Addr, ListenOptions};
 use rnbd_mem::Memory;
 use rnbd_proto::srv::{Export, Exports, ServiceOptions};
 use rnbd_proto::target::{
-    CoreParts, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath, Selector, Services,
-    SessionInfo, ShardStats, TargetConfig, TargetHandle, TargetShard, build,
+    CoreParts, DeviceSelector, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath,
+    Selector, Services, SessionInfo, ShardStats, TargetConfig, TargetHandle, TargetShard, build,
 };
 use rnbd_rtrs::srv;
 
 use crate::answer::Answer;
+use crate::disk::CachedDisk;
 use crate::flaw::{Flaw, FlawedDisk};
 use crate::scenario::{DiskSpec, Scenario};
 
@@ -41,12 +42,14 @@ pub(crate) struct TargetHost {
 struct Disk {
     bdev: String,
     error: Option<String>,
+    cached: Option<String>,
 }
 
 /// What dies with the process.
 #[derive(Debug)]
 struct Running {
     handle: TargetHandle,
+    exports: Exports,
     shards: Vec<TargetShard<SimFabric>>,
 }
 
@@ -80,10 +83,11 @@ impl TargetHost {
 
     /// Starts the process: the same exports and listener each time.
     pub(crate) fn start(&mut self, network: &SimNetwork) {
+        let exports = self.exports();
         let services = Services {
             memory: self.memory.clone(),
             registry: self.registry.clone(),
-            exports: self.exports(),
+            exports: exports.clone(),
             directory: Directory::new(DirectoryLimits::default()),
             opener: Arc::new(NoSearchPath),
             sink: Arc::new(IgnoreNotifications),
@@ -100,19 +104,81 @@ impl TargetHost {
         handle
             .add_listener(self.addr(), ListenOptions::default(), reply)
             .expect("a new mailbox has room");
-        self.running = Some(Running { handle, shards });
+        self.running = Some(Running {
+            handle,
+            exports,
+            shards,
+        });
     }
 
     fn exports(&self) -> Exports {
         let exports = Exports::new(ServiceOptions::default());
-        for (nth, disk) in self.disks.iter().enumerate() {
-            let export = Export {
-                allow_any_host: true,
-                ..Export::new(Self::export(nth), disk.bdev.clone())
-            };
-            exports.create(export).expect("names differ");
+        for disk in 0..self.disks.len() {
+            exports
+                .create(self.export_of(disk))
+                .expect("the names differ");
         }
         exports
+    }
+
+    fn export_of(&self, disk: usize) -> Export {
+        Export {
+            allow_any_host: true,
+            ..Export::new(Self::export(disk), self.disks[disk].bdev.clone())
+        }
+    }
+
+    /// Takes an export away from everybody until [`TargetHost::restore_export`].
+    /// Answers when no I/O of it succeeds any more.
+    pub(crate) fn remove_export(&self, disk: usize) -> Option<Answer<usize>> {
+        let running = self.running.as_ref()?;
+        let name = Self::export(disk);
+        let (answer, reply) = Answer::new();
+        // It may be gone already.
+        let _ = running.exports.delete(&name, true);
+        let closed = running.handle.close_export(&name, reply);
+        closed.expect("a mailbox that is emptied has room");
+        Some(answer)
+    }
+
+    /// Gives it back; a target that was started again has it anyhow.
+    pub(crate) fn restore_export(&self, disk: usize) {
+        if let Some(running) = &self.running
+            && running.exports.get(&Self::export(disk)).is_none()
+        {
+            let created = running.exports.create(self.export_of(disk));
+            created.expect("the name is free");
+        }
+    }
+
+    /// Takes a disk away from a client.
+    pub(crate) fn close_device(&self, sessname: &str, disk: usize) {
+        if let Some(running) = &self.running {
+            let device = DeviceSelector::Path(Self::export(disk));
+            let handle = &running.handle;
+            let closed = handle.close_device(sessname, &device, Box::new(|_| ()));
+            closed.expect("a mailbox that is emptied has room");
+        }
+    }
+
+    /// Blocks that a disk has now.
+    pub(crate) fn num_blocks(&self, disk: usize) -> u64 {
+        let info = self.registry.get(&self.disks[disk].bdev);
+        info.expect("it stays registered")
+            .bdev
+            .geometry()
+            .num_blocks
+    }
+
+    /// A disk grows, if it can.
+    pub(crate) fn grow(&self, disk: usize) {
+        if let Some(name) = &self.disks[disk].cached {
+            let grown = self.registry.find(name, CachedDisk::grow);
+            if grown.expect("it stays registered") {
+                let told = self.registry.notify_resized(name);
+                told.expect("it stays registered");
+            }
+        }
     }
 
     /// Ends the process. The network has to be told first: messages that are on their way still
@@ -120,6 +186,12 @@ impl TargetHost {
     pub(crate) fn crash(&mut self, network: &SimNetwork, crash: Crash) {
         network.crash(self.ip, crash);
         self.running = None;
+        if crash == Crash::Power {
+            for name in self.disks.iter().filter_map(|disk| disk.cached.as_ref()) {
+                let lost = self.registry.find(name, CachedDisk::lose_power);
+                lost.expect("it stays registered");
+            }
+        }
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -207,6 +279,7 @@ impl Disk {
         flaw: Option<Flaw>,
     ) -> Self {
         let mut bdev = base(registry, memory, nth, spec, flaw);
+        let cached = (spec.is_cached && flaw.is_none()).then(|| bdev.clone());
         let error = spec.can_fail.then(|| {
             let options = ErrorOptions {
                 base_name: bdev.clone(),
@@ -215,7 +288,7 @@ impl Disk {
             ErrorBdev::create(registry, options).expect("the base is there")
         });
         bdev = error.clone().unwrap_or(bdev);
-        if let Some(delay_us) = spec.delay_us {
+        if let Some(delay_us) = spec.delay_us.filter(|_| !spec.is_cached) {
             let options = DelayOptions {
                 name: format!("delay{nth}"),
                 base_bdev_name: bdev,
@@ -227,8 +300,18 @@ impl Disk {
             };
             bdev = DelayBdev::create(registry, options).expect("the base is there");
         }
-        Self { bdev, error }
+        Self {
+            bdev,
+            error,
+            cached,
+        }
     }
+}
+
+fn register(registry: &Registry, disk: impl Bdev) -> String {
+    let name = disk.name().to_owned();
+    registry.register(Arc::new(disk)).expect("names differ");
+    name
 }
 
 /// What really keeps the bytes.
@@ -240,10 +323,10 @@ fn base(
     flaw: Option<Flaw>,
 ) -> String {
     if let Some(flaw) = flaw {
-        let disk = FlawedDisk::new(nth, flaw, spec, memory);
-        let name = disk.name().to_owned();
-        registry.register(Arc::new(disk)).expect("names differ");
-        return name;
+        return register(registry, FlawedDisk::new(nth, flaw, spec, memory));
+    }
+    if spec.is_cached {
+        return register(registry, CachedDisk::new(nth, spec, memory));
     }
     let options = MallocOptions {
         name: Some(format!("malloc{nth}")),

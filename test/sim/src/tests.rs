@@ -47,6 +47,8 @@ fn finds(flaw: Option<Flaw>) -> bool {
         scenario.flaw = flaw;
         scenario.options.bdev_retry_count = -1;
         scenario.options.timeouts.fast_io_fail_timeout_sec = 0;
+        scenario.options.timeouts.ctrlr_loss_timeout_sec = -1;
+        scenario.faults.retain(|kind| !kind.excuses_errors());
         for disk in &mut scenario.disks {
             disk.can_fail = false;
         }

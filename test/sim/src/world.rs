@@ -7,10 +7,12 @@ use fastrand::Rng;
 use rnbd_base::{Nanos, Poll, Progress};
 use rnbd_fabric::sim::SimNetwork;
 
+use crate::answer::Answer;
 use crate::bench::Bench;
 use crate::faults::{Actor, Repair};
 use crate::initiator::InitiatorHost;
-use crate::job::{Job, Phase, Tally, Terms};
+use crate::job::{Phase, Terms};
+use crate::ledger::Ledger;
 use crate::model::DiskModel;
 use crate::scenario::Scenario;
 use crate::target::TargetHost;
@@ -77,13 +79,17 @@ pub struct World<'a> {
     pub(crate) disks: Vec<DiskModel>,
     /// What is put right when.
     pub(crate) repairs: Vec<(Nanos, Repair)>,
+    /// Exports that are being closed, by disk.
+    pub(crate) closing: Vec<Option<Answer<usize>>>,
+    /// Since when a disk is not exported.
+    pub(crate) closed_since: Vec<Option<Nanos>>,
     /// What is not polled at the moment.
     pub(crate) stalled: Vec<Actor>,
     pub(crate) bench: &'a Bench,
-    pub(crate) phase: Phase,
     /// What the target has taken before anybody came.
     pub(crate) target_bytes: u64,
     pub(crate) report: Report,
+    ledger: Ledger,
     next_fault: Nanos,
     /// Rounds since the clock last had nothing to wait for.
     restless_rounds: u32,
@@ -95,6 +101,7 @@ impl<'a> World<'a> {
     pub fn new(bench: &'a Bench, scenario: Scenario) -> Self {
         let mut rng = Rng::with_seed(scenario.seed ^ 0x5EED);
         let network = SimNetwork::new(rng.u64(..), scenario.plan.clone());
+        network.watch(true);
         let target = TargetHost::new(&scenario, host(0), &bench.target);
         let initiators = (0..scenario.initiators.len())
             .map(|nth| {
@@ -111,10 +118,12 @@ impl<'a> World<'a> {
             target,
             initiators,
             repairs: Vec::new(),
+            closing: scenario.disks.iter().map(|_| None).collect(),
+            closed_since: vec![None; scenario.disks.len()],
             stalled: Vec::new(),
             bench,
-            phase: Phase::Load,
             report: Report::default(),
+            ledger: Ledger::new(scenario.rtrs.queue_depth),
             next_fault: Nanos::ZERO,
             restless_rounds: 0,
             scenario,
@@ -143,6 +152,7 @@ impl<'a> World<'a> {
         self.end_faults();
         self.converge()?;
         self.verify()?;
+        self.stay_up()?;
         self.leave()
     }
 
@@ -183,6 +193,7 @@ impl<'a> World<'a> {
     /// One round: everything is polled once, in any order; then time passes.
     pub(crate) fn step(&mut self) -> Result<(), String> {
         self.repair_due();
+        self.note_closed();
         self.network.advance(self.now);
         let mut actors = self.actors();
         self.rng.shuffle(&mut actors);
@@ -195,7 +206,11 @@ impl<'a> World<'a> {
         let target = self.target.addr();
         for host in &mut self.initiators {
             host.drive(target, self.now);
+            if let Some(illegal) = host.illegal_step() {
+                return Err(illegal);
+            }
         }
+        self.ledger.check(&self.network.take_sights())?;
         self.report.rounds += 1;
         self.pass_time(&busy)
     }
@@ -224,12 +239,14 @@ impl<'a> World<'a> {
             Actor::Target(core) => Ok(self.target.shards()[core].poll(now)),
             Actor::Initiator(nth, core) => {
                 let host = &mut self.initiators[nth];
-                let cores = host.shards().len();
                 let mut progress = host.shards()[core].poll(now);
-                for job in host.jobs().iter_mut().skip(core).step_by(cores) {
-                    let may_fail = self.scenario.may_fail(job.disk);
+                for job in host.jobs_on(core) {
+                    let terms = Terms {
+                        may_fail: self.scenario.may_fail(job.disk),
+                        closed_since: self.closed_since[job.disk],
+                    };
                     let model = &mut self.disks[job.disk];
-                    progress = progress.or(job.poll(model, Terms { may_fail }, now)?);
+                    progress = progress.or(job.poll(model, terms, now)?);
                 }
                 Ok(progress)
             }
@@ -282,9 +299,8 @@ impl<'a> World<'a> {
             Actor::Target(core) => self.target.shards()[core].next_deadline(),
             Actor::Initiator(nth, core) => {
                 let host = &mut self.initiators[nth];
-                let cores = host.shards().len();
-                let jobs = host.jobs().iter().skip(core).step_by(cores);
-                let jobs = jobs.filter_map(Job::next_deadline).min();
+                let jobs = host.jobs_on(core);
+                let jobs = jobs.filter_map(|job| job.next_deadline()).min();
                 let shard = host.shards()[core].next_deadline();
                 shard.into_iter().chain(jobs).min()
             }
@@ -293,21 +309,16 @@ impl<'a> World<'a> {
 
     /// Tells all jobs what to do from now on.
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
         for host in &mut self.initiators {
-            for job in host.jobs() {
-                job.enter(phase);
-            }
+            host.enter(phase);
         }
     }
 
     /// Adds what the jobs of an initiator did, before they go.
     pub(crate) fn count_jobs(&mut self, nth: usize) {
-        for job in self.initiators[nth].jobs() {
-            let Tally { completed, failed } = std::mem::take(&mut job.tally);
-            self.report.completed += completed;
-            self.report.failed += failed;
-        }
+        let tally = self.initiators[nth].take_tally();
+        self.report.completed += tally.completed;
+        self.report.failed += tally.failed;
     }
 }
 
