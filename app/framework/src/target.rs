@@ -40,6 +40,9 @@ pub(crate) struct RtrsOptions {
     peer_hb_interval_ms: u32,
     peer_hb_missed_max: u32,
     max_paths: u16,
+    max_sessions: u32,
+    max_paths_total: u32,
+    max_connecting_per_source: u32,
 }
 
 /// Parameters of `rtrs_create_transport`.
@@ -102,6 +105,12 @@ impl Target {
             instance: Uuid::new_v4().as_u64_pair().0,
             transports: RefCell::default(),
         }
+    }
+
+    /// Sets what holds for transports that are made later, and the limits.
+    pub(crate) fn set_options(&self, options: RtrsOptions) {
+        self.services.directory.set_limits(options.limits());
+        self.options.replace(Some(options));
     }
 
     /// Makes a transport: a fabric and a shard on every core that serves sessions.
@@ -290,6 +299,15 @@ impl RtrsOptions {
                 "core {core} has no reactor"
             ))),
             None => Ok(()),
+        }
+    }
+
+    fn limits(&self) -> DirectoryLimits {
+        let count = |limit: u32| usize::try_from(limit).unwrap_or(usize::MAX);
+        DirectoryLimits {
+            sessions: count(self.max_sessions),
+            paths: count(self.max_paths_total),
+            connecting_per_source: count(self.max_connecting_per_source),
         }
     }
 

@@ -70,6 +70,20 @@ pub struct MemoryUsage {
     pub limit_bytes: u64,
 }
 
+impl MemoryUsage {
+    fn check_room(self, owner: &str, wanted_bytes: u64) -> Result<(), MemoryError> {
+        if self.used_bytes.saturating_add(wanted_bytes) <= self.limit_bytes {
+            return Ok(());
+        }
+        Err(MemoryError::OverBudget {
+            owner: owner.to_owned(),
+            wanted_bytes,
+            used_bytes: self.used_bytes,
+            limit_bytes: self.limit_bytes,
+        })
+    }
+}
+
 /// The I/O memory of a process. Clones are handles to the same memory.
 ///
 /// Buffers are made and freed when sessions and devices are, never per I/O, so this may lock.
@@ -137,6 +151,14 @@ impl Memory {
         self.alloc_with(owner, bytes, PageSize::Small, transparent)
     }
 
+    /// Whether the budget has room for so many more bytes now. Nothing is set aside.
+    ///
+    /// # Errors
+    /// [`MemoryError::OverBudget`].
+    pub fn check_room(&self, owner: &str, bytes: u64) -> Result<(), MemoryError> {
+        self.usage().check_room(owner, bytes)
+    }
+
     /// Pins every mapping of hugepages that there is now.
     #[must_use]
     pub fn pin_huge(&self) -> Vec<Pin> {
@@ -183,20 +205,7 @@ impl Memory {
         let len = bytes.next_multiple_of(page_size.bytes());
         let wanted_bytes = len as u64;
         let mut state = self.shared.lock();
-        let MemoryUsage {
-            used_bytes,
-            limit_bytes,
-            ..
-        } = state.usage;
-        if used_bytes.saturating_add(wanted_bytes) > limit_bytes {
-            let owner = owner.to_owned();
-            return Err(MemoryError::OverBudget {
-                owner,
-                wanted_bytes,
-                used_bytes,
-                limit_bytes,
-            });
-        }
+        state.usage.check_room(owner, wanted_bytes)?;
         let id = match state.take_free(len, page_size, transparent) {
             Some(id) => id,
             None => self

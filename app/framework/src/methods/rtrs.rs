@@ -20,7 +20,7 @@ const DISCONNECT_TIMEOUT: Nanos = Nanos::from_secs(30);
 pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add_sync("rtrs_set_options", |system, options: RtrsOptions| {
         options.check(&system.reactors)?;
-        system.target.options.replace(Some(options));
+        system.target.set_options(options);
         Ok(json!(true))
     });
     methods.add_sync(

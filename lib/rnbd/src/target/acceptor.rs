@@ -6,10 +6,10 @@ use rnbd_base::{Errno, Full, Nanos};
 use rnbd_fabric::{
     Access, Addr, ConnId, Fabric, FabricError, ListenOptions, ListenerId, PrivateData,
 };
-use rnbd_mem::Pages;
-use rnbd_rtrs::srv::{Accepted, CloseCause, Route};
+use rnbd_rtrs::srv::{Accepted, CloseCause, Refusal, Route};
 use rnbd_wire::rtrs::{ConReq, ConRsp};
 
+use super::admission::Admission;
 use super::command::Reply;
 use super::path_io::{Con, PathIo, PathMemory, qp_limits, recvs};
 use super::shard::{ConEntry, TargetShard, index_of};
@@ -85,7 +85,7 @@ impl<F: Fabric> TargetShard<F> {
             Ok(request) => request,
             Err(error) => {
                 log::warn!("{src}: connection refused: {error}");
-                return self.reject(conn, Errno::CONNRESET);
+                return self.reject(conn, Refusal::Malformed);
             }
         };
         let route = Route {
@@ -101,10 +101,9 @@ impl<F: Fabric> TargetShard<F> {
                 self.decide(conn, &private_data, route, now);
             }
             Ok(shard) => self.hand_over(conn, private_data, route, shard),
-            Err(errno) => {
-                let why = refusal(errno);
-                log::warn!("{src}: connection refused: {why}");
-                self.reject(conn, errno);
+            Err(refusal) => {
+                log::warn!("{src}: connection refused: {refusal}");
+                self.reject(conn, refusal);
             }
         }
     }
@@ -127,7 +126,7 @@ impl<F: Fabric> TargetShard<F> {
     fn refuse_handover(&mut self, handover: Handover<F>) {
         self.forget_request(&handover.private_data);
         if let Ok(conn) = self.fabric.adopt(handover.incoming) {
-            self.reject(conn, Errno::NOMEM);
+            self.reject(conn, Refusal::Resources);
         }
     }
 
@@ -151,9 +150,9 @@ impl<F: Fabric> TargetShard<F> {
         }
         match decision.verdict {
             Ok(accepted) => self.accept(conn, accepted, route, now),
-            Err(errno) => {
-                log::info!("{}: connection refused: {errno}", route.client);
-                self.reject(conn, errno);
+            Err(refusal) => {
+                log::info!("{}: connection refused: {refusal}", route.client);
+                self.reject(conn, refusal);
             }
         }
         self.forget_request(private_data);
@@ -172,14 +171,11 @@ impl<F: Fabric> TargetShard<F> {
         self.services.directory.decided(&request.paths_uuid, live);
     }
 
-    pub(super) fn reject(&mut self, conn: ConnId, errno: Errno) {
-        let rejected = &mut self.counters.rejected;
-        match rejected.iter_mut().find(|(other, _)| *other == errno) {
-            Some((_, count)) => *count += 1,
-            None => rejected.push((errno, 1)),
-        }
-        self.fabric
-            .reject(conn, &private_data_of(ConRsp::Reject(errno)));
+    pub(super) fn reject(&mut self, conn: ConnId, refusal: Refusal) {
+        let directory = &self.services.directory;
+        directory.count_refusal(self.peers.transport, refusal);
+        let rsp = private_data_of(ConRsp::Reject(refusal.errno()));
+        self.fabric.reject(conn, &rsp);
     }
 
     // Accepting.
@@ -194,48 +190,38 @@ impl<F: Fabric> TargetShard<F> {
                     .timer_at
                     .min(self.sessions.next_deadline().unwrap_or(now));
             }
-            Err(errno) => self.fail_accept(conn, accepted, errno, now),
+            Err(refusal) => self.fail_accept(conn, accepted, refusal, now),
         }
     }
 
-    fn prepare_path(&mut self, accepted: Accepted, route: Route) -> Result<(), Errno> {
+    fn prepare_path(&mut self, accepted: Accepted, route: Route) -> Result<(), Refusal> {
         if !accepted.new_path {
             return Ok(());
         }
-        let path = self.sessions.path(accepted.path).ok_or(Errno::CONNRESET)?;
+        let path = self.sessions.path(accepted.path).ok_or(Refusal::Conflict)?;
         let (session, cid_num) = (path.session(), path.cid_num());
-        let pages = if self.caps.prefers_hugepages {
-            Pages::PreferHuge
-        } else {
-            Pages::Small
-        };
         let name = path_name(route);
-        let memory = &self.services.memory;
-        let owner = format!("the chunks of path {name}");
+        let services = &self.services;
+        let admission = Admission::of_path(&services.directory, route.client)?;
         let memory =
-            PathMemory::new(memory, &owner, &self.config.rtrs, pages).map_err(|error| {
+            PathMemory::new(&services.memory, &name, &self.config.rtrs).map_err(|error| {
                 log::error!("connection refused: {error}");
-                Errno::NOMEM
+                Refusal::Resources
             })?;
-        let io = PathIo::new(
-            accepted.path,
-            session,
-            name,
-            cid_num,
-            &self.config.rtrs,
-            memory,
-        );
+        let io = PathIo::new(accepted.path, session, name, cid_num, memory, admission);
         put(&mut self.paths, accepted.path.index as usize, io);
         Ok(())
     }
 
     /// The connection is up when the fabric has accepted it, and its first message may be in the
     /// next poll: so its receives are posted here.
-    fn accept_con(&mut self, conn: ConnId, accepted: Accepted) -> Result<(), Errno> {
+    fn accept_con(&mut self, conn: ConnId, accepted: Accepted) -> Result<(), Refusal> {
+        let io = self.path_io(accepted.path).ok_or(Refusal::Conflict)?;
+        io.admission.add_connection()?;
         let limits = qp_limits(&self.config.rtrs);
-        let path = self.sessions.path(accepted.path).ok_or(Errno::CONNRESET)?;
+        let path = self.sessions.path(accepted.path).ok_or(Refusal::Conflict)?;
         let rsp = private_data_of(ConRsp::Accept(path.parameters()));
-        let domain = self.path_io(accepted.path).ok_or(Errno::CONNRESET)?.domain;
+        let domain = self.path_io(accepted.path).ok_or(Refusal::Conflict)?.domain;
         let domain = self
             .fabric
             .accept(conn, domain, limits, &rsp)
@@ -247,7 +233,7 @@ impl<F: Fabric> TargetShard<F> {
             cid: accepted.cid,
         };
         put(&mut self.cons, index_of(conn), entry);
-        let io = self.path_io(accepted.path).ok_or(Errno::CONNRESET)?;
+        let io = self.path_io(accepted.path).ok_or(Refusal::Conflict)?;
         io.domain = Some(domain);
         io.add_con(accepted.cid, con);
         if accepted.cid == 0 {
@@ -255,28 +241,29 @@ impl<F: Fabric> TargetShard<F> {
         }
         self.fabric
             .post_empty_recvs(conn, recvs(&self.config.rtrs))
-            .map_err(|_| Errno::CONNRESET)
+            .map_err(|_| Refusal::Conflict)
     }
 
-    fn post_info_recv(&mut self, conn: ConnId, accepted: Accepted) -> Result<(), Errno> {
-        let io = self.path_io(accepted.path).ok_or(Errno::CONNRESET)?;
-        let (domain, messages) = (io.domain.ok_or(Errno::CONNRESET)?, io.messages());
+    fn post_info_recv(&mut self, conn: ConnId, accepted: Accepted) -> Result<(), Refusal> {
+        let io = self.path_io(accepted.path).ok_or(Refusal::Conflict)?;
+        let (domain, messages) = (io.domain.ok_or(Refusal::Conflict)?, io.messages());
         let key = self
             .fabric
             .register(domain, messages, Access::Local)
             .map_err(refused)?;
-        let io = self.path_io(accepted.path).ok_or(Errno::CONNRESET)?;
+        let io = self.path_io(accepted.path).ok_or(Refusal::Conflict)?;
         io.message_key = Some(key);
         let sge = io.info_req_sge();
         self.fabric
             .post_recv(conn, WrId::InfoReq.encode(), sge)
-            .map_err(|_| Errno::CONNRESET)
+            .map_err(|_| Refusal::Conflict)
     }
 
     /// What was not accepted yet is rejected; what was goes down with its path.
-    fn fail_accept(&mut self, conn: ConnId, accepted: Accepted, errno: Errno, now: Nanos) {
+    fn fail_accept(&mut self, conn: ConnId, accepted: Accepted, refusal: Refusal, now: Nanos) {
         if self.con_entry(conn).is_none() {
-            self.reject(conn, errno);
+            log::warn!("connection refused: {refusal}");
+            self.reject(conn, refusal);
             if let Some(path) = self.sessions.path_mut(accepted.path) {
                 path.handle_con_closed(accepted.cid);
             }
@@ -289,17 +276,9 @@ impl<F: Fabric> TargetShard<F> {
     }
 }
 
-/// What the directory means by an errno.
-fn refusal(errno: Errno) -> &'static str {
-    match errno {
-        Errno::NOMEM => "the limit of sessions is reached",
-        _ => "the session is served over another transport",
-    }
-}
-
-fn refused(error: FabricError) -> Errno {
+fn refused(error: FabricError) -> Refusal {
     log::error!("connection refused: {error}");
-    Errno::NOMEM
+    Refusal::Resources
 }
 
 fn private_data_of(rsp: ConRsp) -> PrivateData {

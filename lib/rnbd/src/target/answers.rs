@@ -26,8 +26,9 @@ impl<F: Fabric> TargetShard<F> {
             let _dropped = path.answer(msg_id, status);
             return self.remove_if_drained(key, now);
         }
-        match io.con_mut(path.cid_of(msg_id)) {
-            Some(con) if !con.may_answer() => con.parked.push_back((msg_id, status)),
+        let cid = path.cid_of(msg_id);
+        match io.con(cid) {
+            Some(con) if !con.may_answer() => io.park(cid, msg_id, status),
             _ => self.post_answer(key, msg_id, status, now),
         }
     }
@@ -81,11 +82,11 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn next_parked(&mut self, con: ConEntry) -> Option<(u16, Result<(), Errno>)> {
-        let con = self.path_io(con.path)?.con_mut(con.cid)?;
-        if !con.has_credits_for_answer() {
+        let io = self.path_io(con.path)?;
+        if !io.con(con.cid)?.has_credits_for_answer() {
             return None;
         }
-        con.parked.pop_front()
+        io.take_parked(con.cid)
     }
 }
 
@@ -135,8 +136,7 @@ impl<F: Fabric> Poster<'_, F> {
             return Ok(None);
         };
         let mr = self.io.chunk_key.ok_or(PostError::NoWindow)?.mr;
-        let chunk = self.io.memory.chunks.chunk(usize::from(msg_id));
-        let chunk = chunk.ok_or(PostError::NoWindow)?;
+        let chunk = self.io.chunk(msg_id).ok_or(PostError::NoWindow)?;
         let rkey = self.fabric.bind(self.conn, window, mr, chunk)?;
         self.con(answer).charge(1);
         let rsp = RkeyRsp {

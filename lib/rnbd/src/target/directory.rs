@@ -1,22 +1,30 @@
 //! Which sessions there are in the process, and which shard serves each.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rnbd_base::Errno;
-use rnbd_rtrs::srv::Tokens;
+use rnbd_rtrs::srv::{Refusal, Tokens};
 use rnbd_wire::Name;
 
-/// How much a process serves at most.
+/// How much a process serves at most, on all transports together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectoryLimits {
-    /// Sessions of all transports.
+    /// Sessions.
     pub sessions: usize,
+    /// Paths of all sessions.
+    pub paths: usize,
+    /// Connections from one address whose paths have not completed their handshakes.
+    pub connecting_per_source: usize,
 }
 
 impl Default for DirectoryLimits {
     fn default() -> Self {
-        Self { sessions: 1024 }
+        Self {
+            sessions: 1024,
+            paths: 4096,
+            connecting_per_source: 1024,
+        }
     }
 }
 
@@ -41,6 +49,10 @@ struct State {
     limits: DirectoryLimits,
     entries: HashMap<[u8; 16], Entry>,
     shards_of: Vec<usize>,
+    /// By transport.
+    refusals: Vec<Vec<(Refusal, u64)>>,
+    paths: usize,
+    connecting: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -60,6 +72,9 @@ impl Directory {
             limits,
             entries: HashMap::new(),
             shards_of: Vec::new(),
+            refusals: Vec::new(),
+            paths: 0,
+            connecting: HashMap::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -72,9 +87,15 @@ impl Directory {
         self.tokens.clone()
     }
 
+    /// Replaces the limits; what is there already stays.
+    pub fn set_limits(&self, limits: DirectoryLimits) {
+        self.lock().limits = limits;
+    }
+
     pub(super) fn add_transport(&self, shards: usize) -> TransportId {
         let mut state = self.lock();
         state.shards_of.push(shards);
+        state.refusals.push(Vec::new());
         TransportId(state.shards_of.len() - 1)
     }
 
@@ -84,17 +105,17 @@ impl Directory {
         &self,
         transport: TransportId,
         paths_uuid: &[u8; 16],
-    ) -> Result<usize, Errno> {
+    ) -> Result<usize, Refusal> {
         let mut state = self.lock();
         if let Some(entry) = state.entries.get_mut(paths_uuid) {
             if entry.transport != transport {
-                return Err(Errno::CONNRESET);
+                return Err(Refusal::OtherTransport);
             }
             entry.on_their_way += 1;
             return Ok(entry.shard);
         }
         if state.entries.len() >= state.limits.sessions {
-            return Err(Errno::NOMEM);
+            return Err(Refusal::Sessions);
         }
         let shard = state.least_loaded(transport);
         let entry = Entry {
@@ -144,6 +165,58 @@ impl Directory {
         state.forget_if_over(paths_uuid);
     }
 
+    // Limits.
+
+    pub(super) fn count_path(&self) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.paths >= state.limits.paths {
+            return Err(Refusal::Paths);
+        }
+        state.paths += 1;
+        Ok(())
+    }
+
+    pub(super) fn uncount_path(&self) {
+        self.lock().paths -= 1;
+    }
+
+    pub(super) fn count_connecting(&self, source: IpAddr) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        let limit = state.limits.connecting_per_source;
+        let count = state.connecting.entry(source).or_default();
+        if *count >= limit {
+            return Err(Refusal::Connecting);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    pub(super) fn uncount_connecting(&self, source: IpAddr, count: usize) {
+        let mut state = self.lock();
+        if let Some(connecting) = state.connecting.get_mut(&source) {
+            *connecting = connecting.saturating_sub(count);
+            if *connecting == 0 {
+                state.connecting.remove(&source);
+            }
+        }
+    }
+
+    // Refusals.
+
+    pub(super) fn count_refusal(&self, transport: TransportId, refusal: Refusal) {
+        let mut state = self.lock();
+        let counts = &mut state.refusals[transport.0];
+        match counts.iter_mut().find(|(other, _)| *other == refusal) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((refusal, 1)),
+        }
+    }
+
+    /// How many requests of a transport were rejected, by reason.
+    pub(super) fn refusals(&self, transport: TransportId) -> Vec<(Refusal, u64)> {
+        self.lock().refusals[transport.0].clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,7 +249,10 @@ mod tests {
     const TWO: [u8; 16] = [2; 16];
 
     fn directory(sessions: usize) -> (Directory, TransportId) {
-        let directory = Directory::new(DirectoryLimits { sessions });
+        let directory = Directory::new(DirectoryLimits {
+            sessions,
+            ..DirectoryLimits::default()
+        });
         let transport = directory.add_transport(2);
         (directory, transport)
     }
@@ -195,9 +271,9 @@ mod tests {
         directory.route(tcp, &ONE).unwrap();
         directory.route(tcp, &ONE).unwrap();
         directory.decided(&ONE, false);
-        assert_eq!(directory.route(tcp, &TWO), Err(Errno::NOMEM));
+        assert_eq!(directory.route(tcp, &TWO), Err(Refusal::Sessions));
         directory.decided(&ONE, true);
-        assert_eq!(directory.route(tcp, &TWO), Err(Errno::NOMEM));
+        assert_eq!(directory.route(tcp, &TWO), Err(Refusal::Sessions));
         directory.ended(&ONE);
         assert!(directory.route(tcp, &TWO).is_ok());
     }
@@ -221,6 +297,6 @@ mod tests {
         let (directory, tcp) = directory(10);
         let rdma = directory.add_transport(1);
         directory.route(tcp, &ONE).unwrap();
-        assert_eq!(directory.route(rdma, &ONE), Err(Errno::CONNRESET));
+        assert_eq!(directory.route(rdma, &ONE), Err(Refusal::OtherTransport));
     }
 }

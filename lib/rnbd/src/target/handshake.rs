@@ -2,6 +2,7 @@
 
 use rnbd_base::Nanos;
 use rnbd_fabric::{Access, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
+use rnbd_mem::{MemoryError, Pages};
 use rnbd_rtrs::srv::{CloseCause, PathKey, Violation};
 use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
 
@@ -14,6 +15,7 @@ use crate::srv::Session;
 
 /// Why a path could not be brought up.
 enum Failure {
+    Memory(MemoryError),
     Fabric(FabricError),
     Post(PostError),
     Gone,
@@ -60,6 +62,7 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn open_chunks(&mut self, con: ConEntry) -> Result<(), Failure> {
+        self.make_chunks(con.path)?;
         let descriptors = if self.config.rtrs.new_rkey {
             self.open_chunks_by_window(con)?
         } else {
@@ -68,11 +71,24 @@ impl<F: Fabric> TargetShard<F> {
         self.send_info_rsp(con, &descriptors)
     }
 
+    fn make_chunks(&mut self, key: PathKey) -> Result<(), Failure> {
+        let pages = if self.caps.prefers_hugepages {
+            Pages::PreferHuge
+        } else {
+            Pages::Small
+        };
+        let memory = self.services.memory.clone();
+        let config = self.config.rtrs;
+        let io = self.path_io(key).ok_or(Failure::Gone)?;
+        io.make_chunks(&memory, &config, pages)
+            .map_err(Failure::Memory)
+    }
+
     /// Plain mode: one key for all chunks.
     fn open_chunks_at_once(&mut self, key: PathKey) -> Result<Vec<Descriptor>, Failure> {
         let rkey = self.register_chunks(key, Access::RemoteWrite)?;
         let io = self.path_io(key).ok_or(Failure::Gone)?;
-        let area = io.memory.chunks.area();
+        let area = io.chunk_area().ok_or(Failure::Gone)?;
         let len = u32::try_from(area.len()).map_err(|_| Failure::Gone)?;
         Ok(vec![Descriptor {
             addr: area.addr(),
@@ -92,8 +108,9 @@ impl<F: Fabric> TargetShard<F> {
     fn register_chunks(&mut self, key: PathKey, access: Access) -> Result<u32, Failure> {
         let (_, io, fabric) = self.path_parts(key).ok_or(Failure::Gone)?;
         let domain = io.domain.ok_or(Failure::Gone)?;
+        let area = io.chunk_area().ok_or(Failure::Gone)?;
         let registered = fabric
-            .register(domain, io.memory.chunks.area(), access)
+            .register(domain, area, access)
             .map_err(Failure::Fabric)?;
         io.chunk_key = Some(registered);
         Ok(registered.rkey)
@@ -104,11 +121,7 @@ impl<F: Fabric> TargetShard<F> {
         let (_, io, fabric) = self.path_parts(con.path).ok_or(Failure::Gone)?;
         let domain = io.domain.ok_or(Failure::Gone)?;
         let mr = io.chunk_key.ok_or(Failure::Gone)?.mr;
-        let chunk = io
-            .memory
-            .chunks
-            .chunk(usize::from(msg_id))
-            .ok_or(Failure::Gone)?;
+        let chunk = io.chunk(msg_id).ok_or(Failure::Gone)?;
         let window = fabric
             .alloc_window(domain, WindowKind::Domain)
             .map_err(Failure::Fabric)?;
@@ -148,6 +161,9 @@ impl<F: Fabric> TargetShard<F> {
             return;
         };
         let (session, route) = (path.session(), path.route());
+        if let Some(io) = self.path_io(key) {
+            io.admission.on_connected();
+        }
         let path = super::acceptor::path_name(route);
         log::info!("session {sessname}: path {path} is up");
         if self.client(session).is_none() {
@@ -174,6 +190,7 @@ impl<F: Fabric> TargetShard<F> {
 impl Failure {
     fn log(&self) {
         match self {
+            Self::Memory(error) => log::error!("a path is refused: {error}"),
             Self::Fabric(error) => log::error!("chunks cannot be opened to a client: {error}"),
             Self::Post(error) => log::warn!("INFO_RSP cannot be sent: {error}"),
             Self::Gone => log::warn!("a path closed during its handshake"),

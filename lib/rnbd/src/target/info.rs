@@ -1,8 +1,8 @@
 //! What RPC shows of a target.
 
-use rnbd_base::{CoreIndex, Errno, Nanos};
+use rnbd_base::{CoreIndex, Nanos};
 use rnbd_fabric::{Addr, FabricStats};
-use rnbd_rtrs::srv::{PathCounters, PathState};
+use rnbd_rtrs::srv::{PathCounters, PathState, Refusal};
 use rnbd_wire::rnbd::AccessMode;
 
 use super::counters::DeviceCounters;
@@ -14,8 +14,8 @@ pub struct ListenerInfo {
     pub addr: Addr,
     /// Connection requests that were passed on to be decided.
     pub requests: u64,
-    /// Of all requests of this shard and the rest that it routed: those refused here, by errno.
-    pub rejected: Vec<(Errno, u64)>,
+    /// Of all requests to this transport: those that were refused, by reason.
+    pub rejected: Vec<(Refusal, u64)>,
 }
 
 /// A session and all that belongs to it.

@@ -13,6 +13,7 @@
 //! ```
 
 mod acceptor;
+mod admission;
 mod answers;
 mod build;
 mod command;
@@ -26,6 +27,7 @@ mod handshake;
 mod info;
 mod notification;
 mod open_beneath;
+mod parked;
 mod path_io;
 mod report;
 mod requests;

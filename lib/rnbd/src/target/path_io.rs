@@ -1,7 +1,5 @@
 //! What a path has on the fabric and in memory.
 
-use std::collections::VecDeque;
-
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{BdevIo, IoOp};
 use rnbd_fabric::{ConnId, DomainId, MemoryKey, QpLimits, Sge, WindowId};
@@ -10,6 +8,8 @@ use rnbd_rtrs::srv::{Config, PathKey, SessionKey};
 use rnbd_wire::limits::SERVICE_QUEUE_DEPTH;
 use rnbd_wire::rtrs::{InfoReq, InfoRsp, RkeyRsp};
 
+use super::admission::Admission;
+use super::parked::{Parked, ParkedQueue};
 use super::signals::Signals;
 
 /// Work requests that one answer takes at most: data, bind, invalidate, immediate.
@@ -35,9 +35,16 @@ pub(super) struct PathIo {
     pub(super) chunk_key: Option<MemoryKey>,
     pub(super) message_key: Option<MemoryKey>,
     pub(super) windows: Vec<WindowId>,
+    /// By chunk; made with the chunks.
     pub(super) requests: Box<[RequestIo]>,
-    pub(super) memory: PathMemory,
-    cons: Box<[Option<Con>]>,
+    /// What the path counts against the limits.
+    pub(super) admission: Admission,
+    memory: PathMemory,
+    cid_num: u16,
+    /// As many as came.
+    cons: Vec<Option<Con>>,
+    /// Links of the answers that wait.
+    parked: Box<[Parked]>,
     /// Answers that send a device's memory in place and wait for that or are on their way, by
     /// device.
     sending: Vec<u32>,
@@ -48,7 +55,8 @@ pub(super) struct PathIo {
 /// The memory of a path, kept together to be disposed of together.
 #[derive(Debug)]
 pub(super) struct PathMemory {
-    pub(super) chunks: ChunkPool,
+    /// Made when the handshake is complete: until then a client costs little.
+    chunks: Option<ChunkPool>,
     messages: Buffer,
 }
 
@@ -62,7 +70,7 @@ pub(super) struct Con {
     unsignaled: u32,
     signal_interval: u32,
     /// Answers that wait for credits.
-    pub(super) parked: VecDeque<(u16, Result<(), Errno>)>,
+    parked: ParkedQueue,
 }
 
 /// What the shard keeps of a request in flight.
@@ -108,8 +116,8 @@ impl PathIo {
         session: SessionKey,
         name: String,
         cid_num: u16,
-        config: &Config,
         memory: PathMemory,
+        admission: Admission,
     ) -> Self {
         Self {
             key,
@@ -119,12 +127,46 @@ impl PathIo {
             chunk_key: None,
             message_key: None,
             windows: Vec::new(),
-            requests: vec![RequestIo::IDLE; usize::from(config.queue_depth)].into(),
+            requests: Box::default(),
+            admission,
             memory,
-            cons: (0..cid_num).map(|_| None).collect(),
+            cid_num,
+            cons: Vec::new(),
+            parked: Box::default(),
             sending: Vec::new(),
             signals: Signals::default(),
         }
+    }
+
+    /// Makes the chunks, and what is kept of the request in each.
+    pub(super) fn make_chunks(
+        &mut self,
+        memory: &Memory,
+        config: &Config,
+        pages: Pages,
+    ) -> Result<(), MemoryError> {
+        let count = usize::from(config.queue_depth);
+        let chunk_bytes = usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX);
+        let owner = owner_of_chunks(&self.name);
+        let chunks = ChunkPool::new(memory, &owner, count, chunk_bytes, pages)?;
+        self.memory.chunks = Some(chunks);
+        self.requests = vec![RequestIo::IDLE; count].into();
+        self.parked = vec![Parked::NONE; count].into();
+        Ok(())
+    }
+
+    /// A chunk; `None` before they are made.
+    pub(super) fn chunk(&self, msg_id: u16) -> Option<Span> {
+        self.memory.chunks.as_ref()?.chunk(usize::from(msg_id))
+    }
+
+    /// All chunks; `None` before they are made.
+    pub(super) fn chunk_area(&self) -> Option<Span> {
+        self.memory.chunks.as_ref().map(ChunkPool::area)
+    }
+
+    pub(super) fn into_memory(self) -> PathMemory {
+        self.memory
     }
 
     pub(super) fn con(&self, cid: u16) -> Option<&Con> {
@@ -136,9 +178,11 @@ impl PathIo {
     }
 
     pub(super) fn add_con(&mut self, cid: u16, con: Con) {
-        if let Some(place) = self.cons.get_mut(usize::from(cid)) {
-            *place = Some(con);
+        let place = usize::from(cid);
+        if self.cons.len() <= place {
+            self.cons.resize_with(place + 1, || None);
         }
+        self.cons[place] = Some(con);
     }
 
     /// Returns whether that was the last one: nothing is being sent any more then.
@@ -154,16 +198,26 @@ impl PathIo {
     }
 
     pub(super) fn cid_num(&self) -> u16 {
-        u16::try_from(self.cons.len()).unwrap_or(u16::MAX)
+        self.cid_num
+    }
+
+    // Answers that wait.
+
+    pub(super) fn park(&mut self, cid: u16, msg_id: u16, status: Result<(), Errno>) {
+        if let Some(Some(con)) = self.cons.get_mut(usize::from(cid)) {
+            con.parked.push(&mut self.parked, msg_id, status);
+        }
+    }
+
+    /// The next answer of this connection that waits.
+    pub(super) fn take_parked(&mut self, cid: u16) -> Option<(u16, Result<(), Errno>)> {
+        let con = self.cons.get_mut(usize::from(cid))?.as_mut()?;
+        con.parked.pop(&self.parked)
     }
 
     /// The start of a chunk, `bytes` long.
     pub(super) fn chunk_sge(&self, msg_id: u16, bytes: usize) -> Option<Sge> {
-        let span = self
-            .memory
-            .chunks
-            .chunk(usize::from(msg_id))?
-            .slice(0, bytes)?;
+        let span = self.chunk(msg_id)?.slice(0, bytes)?;
         let lkey = self.chunk_key?.lkey;
         Some(Sge { span, lkey })
     }
@@ -227,21 +281,24 @@ impl PathIo {
 }
 
 impl PathMemory {
-    pub(super) fn new(
-        memory: &Memory,
-        owner: &str,
-        config: &Config,
-        pages: Pages,
-    ) -> Result<Self, MemoryError> {
+    /// What the handshake needs. There must be room for the chunks as well, although they are
+    /// made later: a client that is told at once knows why.
+    pub(super) fn new(memory: &Memory, path: &str, config: &Config) -> Result<Self, MemoryError> {
         let count = usize::from(config.queue_depth);
-        let chunk_bytes = usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX);
+        let chunk_bytes = u64::from(config.queue_depth) * u64::from(config.chunk_bytes);
+        memory.check_room(&owner_of_chunks(path), chunk_bytes)?;
         let message_bytes =
             RKEY_RSP_OFFSET + RkeyRsp::BYTES * count + InfoRsp::bytes(config.queue_depth);
+        let owner = format!("the messages of path {path}");
         Ok(Self {
-            chunks: ChunkPool::new(memory, owner, count, chunk_bytes, pages)?,
-            messages: memory.alloc(owner, message_bytes, Pages::Small)?,
+            chunks: None,
+            messages: memory.alloc(&owner, message_bytes, Pages::Small)?,
         })
     }
+}
+
+fn owner_of_chunks(path: &str) -> String {
+    format!("the chunks of path {path}")
 }
 
 impl Con {
@@ -252,7 +309,7 @@ impl Con {
             credits,
             unsignaled: 0,
             signal_interval: (credits / 2).min(SIGNAL_INTERVAL_MAX),
-            parked: VecDeque::with_capacity(usize::from(config.queue_depth)),
+            parked: ParkedQueue::default(),
         }
     }
 

@@ -116,10 +116,11 @@ impl<F: Fabric> TargetShard<F> {
     // Telling.
 
     fn listener_infos(&self) -> Vec<ListenerInfo> {
+        let rejected = self.services.directory.refusals(self.peers.transport);
         let info = |listener: &super::acceptor::Listener| ListenerInfo {
             addr: listener.addr,
             requests: listener.requests,
-            rejected: self.counters.rejected.clone(),
+            rejected: rejected.clone(),
         };
         self.listeners.iter().map(info).collect()
     }

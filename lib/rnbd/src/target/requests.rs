@@ -74,7 +74,7 @@ impl<F: Fabric> TargetShard<F> {
         let Some((path, io, _)) = self.path_parts(key) else {
             return;
         };
-        let Some(chunk) = io.memory.chunks.chunk(usize::from(msg_id)) else {
+        let Some(chunk) = io.chunk(msg_id) else {
             return;
         };
         let mut header = [0; ReadMsg::BYTES_MAX];
@@ -128,7 +128,7 @@ impl<F: Fabric> TargetShard<F> {
             return;
         };
         let room = usize::try_from(io.requests[usize::from(msg_id)].bytes).unwrap_or(0);
-        let chunk = io.memory.chunks.chunk(usize::from(msg_id));
+        let chunk = io.chunk(msg_id);
         if let Some(room) = chunk.and_then(|chunk| chunk.slice(0, room)) {
             room.fill(0);
             room.write_at(0, message);
@@ -172,6 +172,7 @@ impl<F: Fabric> TargetShard<F> {
         let session = io.session;
         let view = client.session.device(place).map(|device| device.view);
         let device = client.device_mut(place).ok_or(Errno::NOTCONN)?;
+        let chunk = io.chunk(msg_id);
         let request = &mut io.requests[usize::from(msg_id)];
         request.device = place;
         request.op = op;
@@ -182,7 +183,6 @@ impl<F: Fabric> TargetShard<F> {
             self.counters.completed_io += 1;
             return Ok(Started::Done);
         }
-        let chunk = io.memory.chunks.chunk(usize::from(msg_id));
         let buf = chunk.and_then(|chunk| data_of(&chunk, op, request.bytes));
         let bdev_io = BdevIo {
             tag: tag_of(key, msg_id),

@@ -83,7 +83,6 @@ pub(super) struct Peers<F: Fabric> {
 pub(super) struct ShardCounters {
     pub(super) completed_io: u64,
     pub(super) violations: u64,
-    pub(super) rejected: Vec<(rnbd_base::Errno, u64)>,
 }
 
 /// What a shard is made from.

@@ -39,11 +39,10 @@ impl<F: Fabric> TargetShard<F> {
             return;
         };
         for cid in 0..io.cid_num() {
-            let Some(con) = io.con_mut(cid) else {
-                continue;
-            };
-            fabric.disconnect(con.conn);
-            while let Some((msg_id, status)) = con.parked.pop_front() {
+            if let Some(con) = io.con(cid) {
+                fabric.disconnect(con.conn);
+            }
+            while let Some((msg_id, status)) = io.take_parked(cid) {
                 let _dropped = path.answer(msg_id, status);
             }
         }
@@ -113,7 +112,7 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn release(&mut self, io: PathIo) {
-        for window in io.windows {
+        for &window in &io.windows {
             self.fabric.free_window(window);
         }
         for key in [io.chunk_key, io.message_key].into_iter().flatten() {
@@ -122,7 +121,7 @@ impl<F: Fabric> TargetShard<F> {
         if let Some(domain) = io.domain {
             self.fabric.close_domain(domain);
         }
-        self.services.sink.dispose(Box::new(io.memory));
+        self.services.sink.dispose(Box::new(io.into_memory()));
     }
 
     /// Whether a path of the session is up, or was and still has I/O in flight.

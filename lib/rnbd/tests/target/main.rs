@@ -8,6 +8,7 @@ mod control;
 mod fence;
 mod hostile;
 mod io;
+mod limits;
 mod logging;
 mod no_alloc;
 mod rig;

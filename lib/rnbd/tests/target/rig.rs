@@ -128,7 +128,7 @@ pub(crate) struct Options {
     pub(crate) cores: u16,
     pub(crate) rtrs: Config,
     pub(crate) memory_bytes: u64,
-    pub(crate) sessions: usize,
+    pub(crate) limits: DirectoryLimits,
 }
 
 impl Default for Options {
@@ -141,7 +141,7 @@ impl Default for Options {
                 ..Config::default()
             },
             memory_bytes: u64::MAX,
-            sessions: 16,
+            limits: DirectoryLimits::default(),
         }
     }
 }
@@ -395,9 +395,7 @@ fn services(options: &Options, log: Arc<Log>, opener: Arc<dyn DeviceOpener>) -> 
         }),
         registry,
         exports,
-        directory: Directory::new(DirectoryLimits {
-            sessions: options.sessions,
-        }),
+        directory: Directory::new(options.limits),
         opener,
         sink: log,
     }

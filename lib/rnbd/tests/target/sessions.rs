@@ -186,34 +186,6 @@ fn sessions_are_spread_over_the_cores_and_whole_on_each() {
 }
 
 #[test]
-fn a_session_beyond_the_memory_budget_is_refused() {
-    let one_path = u64::from(crate::rig::DEPTH) * u64::from(crate::rig::CHUNK) + 16384;
-    let mut rig = Rig::sim(Options {
-        memory_bytes: one_path,
-        ..Options::default()
-    });
-    let _first = rig.up(Identity::new("clt1", 1));
-    let mut second = rig.client_on(3, Identity::new("clt2", 2));
-    let conn = second.connect(rig.addr, rig.now);
-    rig.run(&mut second, |second| !second.closed.is_empty());
-    assert_eq!(second.rejected(conn), Some(Errno::NOMEM));
-    assert_eq!(rig.sessions().len(), 1);
-}
-
-#[test]
-fn sessions_beyond_the_limit_are_refused() {
-    let mut rig = Rig::sim(Options {
-        sessions: 1,
-        ..Options::default()
-    });
-    let _first = rig.up(Identity::new("clt1", 1));
-    let mut second = rig.client_on(3, Identity::new("clt2", 2));
-    let conn = second.connect(rig.addr, rig.now);
-    rig.run(&mut second, |second| !second.closed.is_empty());
-    assert_eq!(second.rejected(conn), Some(Errno::NOMEM));
-}
-
-#[test]
 fn writers_are_counted_over_sessions_and_cores() {
     let mut rig = Rig::sim(Options {
         cores: 2,

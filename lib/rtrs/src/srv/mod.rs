@@ -17,6 +17,7 @@ mod config;
 mod counters;
 mod fence;
 mod path;
+mod refusal;
 mod sessions;
 mod slot;
 mod state;
@@ -28,6 +29,7 @@ pub use config::{Config, ConfigError, ExtensionConfig};
 pub use counters::PathCounters;
 pub use fence::{Confirmation, Fence, Tokens};
 pub use path::{Inbound, Path, TimerAction};
+pub use refusal::Refusal;
 pub use sessions::{
     Accepted, Decision, InfoAccepted, PathKey, Removed, Route, Session, SessionKey, Sessions,
 };

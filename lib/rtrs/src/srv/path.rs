@@ -30,6 +30,7 @@ pub struct Path {
     config: Config,
     layout: ImmLayout,
     cons: Box<[ConState]>,
+    /// Made when the path comes up: before that no request is valid.
     slots: Box<[Slot]>,
     busy: u32,
     handshake_deadline: Nanos,
@@ -107,7 +108,7 @@ impl Path {
             config,
             layout,
             cons: vec![ConState::Absent; usize::from(request.cid_num)].into(),
-            slots: vec![Slot::FREE; usize::from(config.queue_depth)].into(),
+            slots: Box::default(),
             busy: 0,
             handshake_deadline: now + config.handshake_timeout,
             heartbeat: None,
@@ -295,6 +296,7 @@ impl Path {
 
     pub(super) fn on_connected(&mut self, now: Nanos) {
         self.set_state(PathState::Connected);
+        self.slots = vec![Slot::FREE; usize::from(self.config.queue_depth)].into();
         self.heartbeat = Some(Heartbeat::start(self.heartbeat_config(), now));
     }
 

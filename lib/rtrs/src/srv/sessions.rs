@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use rnbd_base::{Errno, Nanos};
+use rnbd_base::Nanos;
 use rnbd_wire::{Name, rtrs::ConReq};
 
 use super::config::{Config, ConfigError};
 use super::fence::{Confirmation, Tokens};
 use super::path::Path;
+use super::refusal::Refusal;
 use super::state::PathState;
 use super::table::{Place, Table};
 use super::violation::{CloseCause, Violation};
@@ -51,8 +52,8 @@ pub struct Session {
 /// What is to be done about a connection request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Accept, or reject with this errno.
-    pub verdict: Result<Accepted, Errno>,
+    /// Accept, or reject.
+    pub verdict: Result<Accepted, Refusal>,
     /// An older incarnation of the same path, to be closed now.
     pub superseded: Option<PathKey>,
 }
@@ -122,8 +123,9 @@ impl Sessions {
     /// Decides about a connection request. If it is accepted, the connection counts as up from
     /// now on; what makes the accept fail afterwards closes the path.
     pub fn handle_con_req(&mut self, private_data: &[u8], route: Route, now: Nanos) -> Decision {
-        let Some(request) = self.parse(private_data) else {
-            return Decision::reject(Errno::CONNRESET);
+        let request = match self.parse(private_data) {
+            Ok(request) => request,
+            Err(refusal) => return Decision::reject(refusal),
         };
         match self.find_session(&request.paths_uuid) {
             Some(session) => self.on_known_session(session, &request, route, now),
@@ -131,17 +133,20 @@ impl Sessions {
                 let session = self.create_session(&request, now);
                 self.create_path(session, &request, route, now)
             }
-            None => Decision::reject(Errno::NXIO),
+            None => Decision::reject(Refusal::UnknownSession),
         }
     }
 
-    fn parse(&self, private_data: &[u8]) -> Option<ConReq> {
-        let request = ConReq::decode(private_data).ok()?;
+    fn parse(&self, private_data: &[u8]) -> Result<ConReq, Refusal> {
+        let request = ConReq::decode(private_data).map_err(|_| Refusal::Malformed)?;
         let nil = [0; 16];
-        let good = request.cid_num <= self.config.cons_per_path
-            && request.sess_uuid != nil
-            && request.paths_uuid != nil;
-        good.then_some(request)
+        if request.sess_uuid == nil || request.paths_uuid == nil {
+            return Err(Refusal::Malformed);
+        }
+        if request.cid_num > self.config.cons_per_path {
+            return Err(Refusal::ConnectionsOfPath);
+        }
+        Ok(request)
     }
 
     fn on_known_session(
@@ -161,19 +166,16 @@ impl Sessions {
     /// cannot overtake the I/O that was in flight when the old connections were lost.
     fn on_known_path(&mut self, key: PathKey, request: &ConReq, now: Nanos) -> Decision {
         let Some(path) = self.paths.get_mut(key.place()) else {
-            return Decision::reject(Errno::CONNRESET);
+            return Decision::reject(Refusal::Conflict);
         };
         if is_newer(request.recon_cnt, path.recon_cnt()) {
             return Decision {
-                verdict: Err(Errno::BUSY),
+                verdict: Err(Refusal::Draining),
                 superseded: Some(key),
             };
         }
-        if request.recon_cnt != path.recon_cnt() {
-            return Decision::reject(Errno::CONNRESET);
-        }
-        if !path.may_join(request) {
-            return Decision::reject(Errno::CONNRESET);
+        if request.recon_cnt != path.recon_cnt() || !path.may_join(request) {
+            return Decision::reject(Refusal::Conflict);
         }
         path.join(request.cid, now);
         Decision::accept(key, request.cid, false)
@@ -188,13 +190,13 @@ impl Sessions {
     ) -> Decision {
         let paths = self.paths_of(session).count();
         if paths >= usize::from(self.config.paths_per_session) {
-            return Decision::reject(Errno::CONNRESET);
+            return Decision::reject(Refusal::PathsOfSession);
         }
         if self
             .find_path(session, |path| path.route() == route)
             .is_some()
         {
-            return Decision::reject(Errno::EXIST);
+            return Decision::reject(Refusal::AddressPair);
         }
         self.create_path(session, request, route, now)
     }
@@ -400,9 +402,9 @@ fn is_newer(attempt: u16, than: u16) -> bool {
 }
 
 impl Decision {
-    fn reject(errno: Errno) -> Self {
+    fn reject(refusal: Refusal) -> Self {
         Self {
-            verdict: Err(errno),
+            verdict: Err(refusal),
             superseded: None,
         }
     }

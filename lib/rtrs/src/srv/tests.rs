@@ -31,6 +31,10 @@ impl Bed {
             new_rkey,
             ..Config::default()
         };
+        Self::with(config)
+    }
+
+    fn with(config: Config) -> Self {
         Self {
             sessions: Sessions::new(config, Tokens::default()).unwrap(),
             now: NOW,

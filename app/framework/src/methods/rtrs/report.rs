@@ -18,12 +18,10 @@ pub(super) fn transport(transport: &Transport) -> Value {
 }
 
 pub(super) fn listener(trtype: TrType, info: &ListenerInfo) -> Value {
-    let rejected = info.rejected.iter().map(|(errno, count)| {
-        let name = errno
-            .symbol()
-            .map_or_else(|| errno.get().to_string(), str::to_owned);
-        (name, json!(count))
-    });
+    let rejected = info
+        .rejected
+        .iter()
+        .map(|(reason, count)| (reason.as_str().to_owned(), json!(count)));
     json!({
         "listen_address": ListenAddress::of(trtype, info.addr),
         "accepted": info.requests,

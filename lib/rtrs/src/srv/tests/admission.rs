@@ -11,13 +11,14 @@ fn what_is_no_request_is_refused() {
         change(&mut bytes);
         bed.sessions.handle_con_req(&bytes, route(1), NOW).verdict
     };
-    let reset = Err(Errno::CONNRESET);
+    let reset = Err(Refusal::Malformed);
     assert_eq!(refused(|bytes| bytes.truncate(55)), reset);
     assert_eq!(refused(|bytes| bytes[2] ^= 1), reset, "magic");
     assert_eq!(refused(|bytes| bytes[5] = 3), reset, "major version");
     assert_eq!(refused(|bytes| bytes[6] = 3), reset, "cid beyond cid_num");
     assert_eq!(refused(|bytes| bytes[8] = 0), reset, "cid_num 0");
     assert_eq!(refused(|bytes| bytes[9] = 0x10), reset, "cid_num 4099");
+    assert_eq!(Refusal::Malformed.errno(), Errno::CONNRESET);
     assert_eq!(
         refused(|bytes| bytes[12..28].fill(0)),
         reset,
@@ -30,7 +31,7 @@ fn what_is_no_request_is_refused() {
     );
     assert_eq!(
         refused(|bytes| bytes[44] = 0),
-        Err(Errno::NXIO),
+        Err(Refusal::UnknownSession),
         "may not create"
     );
     assert!(
@@ -46,13 +47,13 @@ fn connections_of_a_path_may_come_in_any_order_but_once() {
     assert!(first.new_path);
     assert_eq!(
         bed.request(&con_req(1, 2), 1).verdict,
-        Err(Errno::CONNRESET)
+        Err(Refusal::Conflict)
     );
     let other_count = ConReq {
         cid_num: 4,
         ..con_req(1, 0)
     };
-    assert_eq!(bed.request(&other_count, 1).verdict, Err(Errno::CONNRESET));
+    assert_eq!(bed.request(&other_count, 1).verdict, Err(Refusal::Conflict));
     let second = bed.request(&con_req(1, 0), 1).verdict.unwrap();
     assert_eq!((second.path, second.new_path), (first.path, false));
 }
@@ -65,7 +66,7 @@ fn a_second_path_needs_other_addresses_and_no_permission_to_create() {
         first_conn: false,
         ..con_req(2, 0)
     };
-    assert_eq!(bed.request(&added, 1).verdict, Err(Errno::EXIST));
+    assert_eq!(bed.request(&added, 1).verdict, Err(Refusal::AddressPair));
     assert!(bed.request(&added, 2).verdict.is_ok());
     assert_eq!(bed.sessions.iter().count(), 1);
 }
@@ -76,17 +77,47 @@ fn a_session_has_as_many_paths_as_configured() {
         paths_per_session: 2,
         ..Config::default()
     };
-    let mut bed = Bed {
-        sessions: Sessions::new(config, Tokens::default()).unwrap(),
-        now: NOW,
-    };
+    let mut bed = Bed::with(config);
     for host in 1..=2 {
         assert!(bed.request(&con_req(host, 0), host).verdict.is_ok());
     }
     assert_eq!(
         bed.request(&con_req(3, 0), 3).verdict,
-        Err(Errno::CONNRESET)
+        Err(Refusal::PathsOfSession)
     );
+}
+
+#[test]
+fn a_path_has_as_many_connections_as_configured() {
+    let config = Config {
+        cons_per_path: 2,
+        ..Config::default()
+    };
+    let mut bed = Bed::with(config);
+    let refused = bed.request(&con_req(1, 0), 1).verdict;
+    assert_eq!(refused, Err(Refusal::ConnectionsOfPath));
+    assert_eq!(bed.sessions.iter().count(), 0);
+}
+
+/// As `[7.0]` (protocol.md 3.6), by the timer: meanwhile the old path is left alone.
+#[test]
+fn a_path_that_stopped_in_its_handshake_gives_way_after_a_while() {
+    let mut bed = Bed::new(false);
+    let stuck = bed.request(&con_req(1, 0), 1).verdict.unwrap().path;
+    bed.now = NOW + Nanos::from_secs(29);
+    for request in [con_req(1, 0), con_req(2, 0)] {
+        let decision = bed.request(&request, 1);
+        assert!(decision.verdict.is_err());
+        assert_eq!(decision.superseded, None);
+    }
+    let deadline = NOW + Nanos::from_secs(30);
+    assert_eq!(
+        bed.path(stuck).handle_timer(deadline),
+        TimerAction::Close(CloseCause::HandshakeTimeout)
+    );
+    bed.lose(stuck);
+    bed.sessions.remove_path(stuck);
+    assert!(bed.request(&con_req(2, 0), 1).verdict.is_ok());
 }
 
 #[test]
@@ -101,12 +132,12 @@ fn a_path_that_comes_again_is_refused_until_its_old_incarnation_has_drained() {
         ..con_req(1, 0)
     };
     let decision = bed.request(&again, 1);
-    assert_eq!(decision.verdict, Err(Errno::BUSY));
+    assert_eq!(decision.verdict, Err(Refusal::Draining));
     assert_eq!(decision.superseded, Some(old));
 
     bed.lose(old);
     assert!(!bed.path(old).is_drained(), "an I/O is in flight");
-    assert_eq!(bed.request(&again, 1).verdict, Err(Errno::BUSY));
+    assert_eq!(bed.request(&again, 1).verdict, Err(Refusal::Draining));
     assert_eq!(
         bed.path(old).answer(0, Ok(())),
         None,
@@ -134,11 +165,11 @@ fn a_request_from_before_the_last_reconnect_closes_nothing() {
     };
     let path = bed.request(&attempt(3), 1).verdict.unwrap().path;
     for (recon_cnt, verdict, superseded) in [
-        (2, Err(Errno::CONNRESET), None),
-        (0x8003, Err(Errno::CONNRESET), None),
-        (3, Err(Errno::CONNRESET), None),
-        (4, Err(Errno::BUSY), Some(path)),
-        (0x8002, Err(Errno::BUSY), Some(path)),
+        (2, Err(Refusal::Conflict), None),
+        (0x8003, Err(Refusal::Conflict), None),
+        (3, Err(Refusal::Conflict), None),
+        (4, Err(Refusal::Draining), Some(path)),
+        (0x8002, Err(Refusal::Draining), Some(path)),
     ] {
         let decision = bed.request(&attempt(recon_cnt), 1);
         assert_eq!(

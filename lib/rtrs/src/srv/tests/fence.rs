@@ -12,16 +12,15 @@ const PEER: HeartbeatConfig = HeartbeatConfig {
 };
 
 fn bed() -> Bed {
-    let mut bed = Bed::new(false);
-    let config = Config {
+    Bed::with(Config {
+        queue_depth: DEPTH,
+        chunk_bytes: CHUNK,
         extension: Some(ExtensionConfig {
             instance: 77,
             heartbeat: PEER,
         }),
-        ..*bed.sessions.config()
-    };
-    bed.sessions = Sessions::new(config, Tokens::default()).unwrap();
-    bed
+        ..Config::default()
+    })
 }
 
 fn peer_req(uuid: u8, cid: u16) -> ConReq {

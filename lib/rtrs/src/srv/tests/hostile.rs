@@ -4,13 +4,11 @@ use super::*;
 
 #[test]
 fn immediates_that_name_nothing_close_the_path() {
-    let mut bed = Bed::new(false);
-    let config = Config {
+    let mut bed = Bed::with(Config {
         queue_depth: 6,
         chunk_bytes: CHUNK,
         ..Config::default()
-    };
-    bed.sessions = Sessions::new(config, Tokens::default()).unwrap();
+    });
     let key = bed.up();
     let imm = |msg_id, offset| ImmLayout::new(6).unwrap().request(msg_id, offset);
     assert_eq!(bed.imm(key, 1, imm(6, 8)), Err(Violation::ChunkIndex));
