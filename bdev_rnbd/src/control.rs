@@ -5,7 +5,7 @@ use std::fmt;
 use rnbd_base::{CoreIndex, Errno, Nanos};
 use rnbd_bdev::ConfigCall;
 use rnbd_fabric::{Addr, FabricStats};
-use rnbd_rtrs::clt::PathState;
+use rnbd_rtrs::clt::{FenceCounters, PathPolicy, PathState, Policy};
 use rnbd_wire::rnbd::AccessMode;
 use thiserror::Error;
 use uuid::Uuid;
@@ -57,8 +57,41 @@ pub struct AttachParams {
     pub queue_depth: u16,
     /// What happens when the path is lost; the initiator's options where it is `None`.
     pub timeouts: Option<Timeouts>,
+    /// Whether the controller may have further paths, and how they share its I/O.
+    pub multipath: Multipath,
     /// Devices to map at once.
     pub devices: Vec<DeviceParams>,
+}
+
+/// Several paths to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multipath {
+    /// Attaching again under the same name adds a path, instead of being refused.
+    pub enabled: bool,
+    /// How paths share the I/O.
+    pub policy: Policy,
+    /// I/Os that a path gets before it is the next one's turn, at least one; only round-robin asks.
+    pub min_io: u32,
+}
+
+impl Default for Multipath {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            policy: Policy::default(),
+            min_io: 1,
+        }
+    }
+}
+
+impl Multipath {
+    pub(crate) fn policy(self) -> PathPolicy {
+        PathPolicy {
+            policy: self.policy,
+            min_io: self.min_io,
+            preferred: None,
+        }
+    }
 }
 
 /// What to map.
@@ -136,14 +169,31 @@ pub struct ControllerInfo {
     pub queue_depth: u16,
     /// Most data bytes of one request.
     pub max_io_size: u32,
+    /// How its paths share the I/O.
+    pub policy: PathPolicy,
     /// Reconnecting.
     pub reconnect: ReconnectInfo,
+    /// What lost paths keep back.
+    pub fence: FenceReport,
     /// The core that the session lives on.
     pub home: CoreIndex,
     /// Its paths.
     pub paths: Vec<PathReport>,
     /// Names of its bdevs.
     pub bdevs: Vec<String>,
+}
+
+/// What a controller keeps back because of lost paths (docs/fencing.md).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FenceReport {
+    /// Lost paths for which the server may still be doing something.
+    pub waiting: usize,
+    /// Writes that wait to be sent again until it does not.
+    pub held_writes: u32,
+    /// New writes wait too, because one that failed may still be executed.
+    pub writes_stopped: bool,
+    /// Since the controller was attached.
+    pub counters: FenceCounters,
 }
 
 /// A path of a controller.
@@ -167,10 +217,16 @@ pub struct PathReport {
     pub uuid: Uuid,
     /// Time between two looks at the server.
     pub hb_interval_ms: u32,
+    /// Looks without a word after which the server is dead.
+    pub hb_missed_max: u32,
     /// Looks since the server was heard.
     pub hb_missed: u32,
     /// Round trip of the last answered heartbeat.
     pub hb_rtt: Option<Nanos>,
+    /// The server confirms that a lost path is finished.
+    pub fence_agreed: bool,
+    /// The server may still be doing something for the path as it was before it was lost.
+    pub unfenced: bool,
 }
 
 impl PathReport {
@@ -203,7 +259,7 @@ pub struct PathStats {
     pub write_bytes: u64,
     /// Requests outstanding now.
     pub inflight: u64,
-    /// Requests sent again after the path was lost.
+    /// Requests that had been lost on another path, or on this one before.
     pub failovered: u64,
     /// Times that the path came back.
     pub reconnects_ok: u64,
@@ -255,12 +311,16 @@ pub struct IoPath {
     pub dst_addr: Addr,
     /// Name of the transport.
     pub trtype: &'static str,
+    /// Whether the last I/O went over it.
+    pub current: bool,
     /// Whether the core's connection is up.
     pub connected: bool,
     /// Whether the device takes I/O.
     pub accessible: bool,
     /// Requests outstanding on the connection.
     pub inflight: u64,
+    /// The last heartbeat's round trip.
+    pub latency: Option<Nanos>,
 }
 
 /// The initiator without the type of its fabric. No call blocks.
@@ -275,7 +335,8 @@ pub trait InitiatorControl: Send + Sync + fmt::Debug {
     fn set_options(&self, options: Options) -> Result<(), ControlError>;
 
     /// Connects to a server and maps devices; answers with the names of their bdevs. If anything
-    /// fails, nothing remains.
+    /// fails, nothing remains. Under the name of a controller that has the same session, adds a
+    /// path to it if `params.multipath` is enabled; that answers with the names of all its bdevs.
     fn attach_controller(&self, params: AttachParams, reply: Reply<Vec<String>>);
 
     /// Unmaps all devices of a controller and disconnects it. `EBUSY` while a device is in use,
@@ -309,6 +370,19 @@ pub trait InitiatorControl: Send + Sync + fmt::Debug {
         reply: Reply<()>,
     );
 
+    /// Connects another path of a controller; answers with its number when it is up. If it does
+    /// not come up, nothing remains of it.
+    fn add_path(&self, controller: &str, addr: Addr, hostaddr: Option<Addr>, reply: Reply<u16>);
+
+    /// Disconnects a path and forgets it. `EBUSY` if it is the last.
+    fn remove_path(&self, controller: &str, path_id: u16, reply: Reply<()>);
+
+    /// Changes how a controller's paths share its I/O; `min_io` is at least one.
+    fn set_policy(&self, controller: &str, policy: Policy, min_io: u32, reply: Reply<()>);
+
+    /// Names the path that the active-passive policy takes while it is up.
+    fn set_preferred_path(&self, controller: &str, path_id: u16, reply: Reply<()>);
+
     /// Disconnects a path until it is reconnected.
     fn disconnect_path(&self, controller: &str, path_id: u16, reply: Reply<()>);
 
@@ -318,8 +392,8 @@ pub trait InitiatorControl: Send + Sync + fmt::Debug {
     /// Counters of the paths of all controllers, or of one.
     fn path_stats(&self, controller: Option<&str>, reply: Reply<Vec<PathStats>>);
 
-    /// Sets a controller's counters to zero.
-    fn reset_path_stats(&self, controller: &str, reply: Reply<()>);
+    /// Sets the counters of a controller's paths, or of one of them, to zero.
+    fn reset_path_stats(&self, controller: &str, path_id: Option<u16>, reply: Reply<()>);
 
     /// Counters of all fabrics.
     fn transport_statistics(&self, reply: Reply<Vec<CoreTransport>>);

@@ -6,11 +6,12 @@ use rnbd_base::CoreIndex;
 use rnbd_bdev::ConfigCall;
 use rnbd_fabric::Addr;
 use rnbd_proto::clt::DeviceIndex;
+use rnbd_rtrs::clt::PathPolicy;
 use rnbd_wire::rnbd::AccessMode;
 use serde_json::{Map, Value, json};
 
-use crate::control::{AttachParams, DeviceParams};
-use crate::message::SessionKey;
+use crate::control::{AttachParams, DeviceParams, Multipath};
+use crate::message::{Route, SessionKey};
 use crate::options::{Options, Timeouts};
 
 /// Controllers and their bdevs by name; locked for moments, by the control plane and by shards
@@ -32,6 +33,8 @@ pub(crate) struct Controller {
     pub(crate) home: CoreIndex,
     pub(crate) params: AttachParams,
     pub(crate) trtype: &'static str,
+    /// Those that are up or were, by number; the first is that of the attach.
+    pub(crate) paths: Vec<(u16, Route)>,
     pub(crate) devices: Vec<Device>,
 }
 
@@ -64,6 +67,25 @@ impl Directory {
         }
     }
 
+    pub(crate) fn add_path(&self, session: SessionKey, path_id: u16, route: Route) {
+        if let Some(controller) = self.lock().by_session(session) {
+            controller.paths.push((path_id, route));
+        }
+    }
+
+    pub(crate) fn remove_path(&self, session: SessionKey, path_id: u16) {
+        if let Some(controller) = self.lock().by_session(session) {
+            controller.paths.retain(|(id, _)| *id != path_id);
+        }
+    }
+
+    pub(crate) fn set_policy(&self, session: SessionKey, policy: PathPolicy) {
+        if let Some(controller) = self.lock().by_session(session) {
+            let multipath = &mut controller.params.multipath;
+            (multipath.policy, multipath.min_io) = (policy.policy, policy.min_io);
+        }
+    }
+
     pub(crate) fn set_timeouts(&self, session: SessionKey, timeouts: Timeouts) {
         if let Some(controller) = self.lock().by_session(session) {
             controller.params.timeouts = Some(timeouts);
@@ -85,6 +107,13 @@ impl Tables {
         })
     }
 
+    pub(crate) fn bdev_names(&self, session: SessionKey) -> Vec<String> {
+        let mut all = self.controllers.iter();
+        let controller = all.find(|controller| controller.session == session);
+        let devices = controller.into_iter().flat_map(|known| &known.devices);
+        devices.map(|device| device.bdev_name.clone()).collect()
+    }
+
     fn by_session(&mut self, session: SessionKey) -> Option<&mut Controller> {
         let mut all = self.controllers.iter_mut();
         all.find(|controller| controller.session == session)
@@ -95,6 +124,8 @@ impl Tables {
         let mut calls = vec![set_options(&self.options)];
         for controller in &self.controllers {
             calls.push(attach(controller));
+            let further = controller.paths.iter().skip(1);
+            calls.extend(further.map(|(_, route)| add_path(controller, route)));
             calls.extend(
                 controller
                     .devices
@@ -118,8 +149,13 @@ fn set_options(options: &Options) -> ConfigCall {
     let mut params = json!({
         "bdev_retry_count": options.bdev_retry_count,
         "io_timeout_ms": options.io_timeout_ms,
+        "action_on_timeout": options.action_on_timeout.as_str(),
         "hb_interval_ms": options.hb_interval_ms,
         "hb_missed_max": options.hb_missed_max,
+        "peer_hb_interval_ms": options.peer_hb_interval_ms,
+        "peer_hb_missed_max": options.peer_hb_missed_max,
+        "fence": options.fence,
+        "fence_timeout_ms": options.fence_timeout_ms,
         "reconnect_jitter_sec": options.reconnect_jitter_sec,
     });
     add_timeouts(&mut params, &options.timeouts);
@@ -132,23 +168,52 @@ fn attach(controller: &Controller) -> ConfigCall {
         "name": of.name,
         "sessname": of.sessname,
         "trtype": controller.trtype,
-        "adrfam": adrfam(&of.addr),
-        "traddr": of.addr.ip().to_string(),
-        "trsvcid": of.addr.port().to_string(),
     });
-    if let Some(host) = &of.hostaddr {
-        params["hostaddr"] = json!(host.ip().to_string());
-    }
+    let given = Route {
+        dst: of.addr,
+        src: of.hostaddr,
+    };
+    let first = controller.paths.first().map(|(_, route)| route);
+    add_route(&mut params, first.unwrap_or(&given));
     if of.num_io_queues != 0 {
         params["num_io_queues"] = json!(of.num_io_queues);
     }
     if of.queue_depth != 0 {
         params["queue_depth"] = json!(of.queue_depth);
     }
+    add_multipath(&mut params, &of.multipath);
     if let Some(timeouts) = &of.timeouts {
         add_timeouts(&mut params, timeouts);
     }
     call("bdev_rnbd_attach_controller", params)
+}
+
+fn add_path(controller: &Controller, route: &Route) -> ConfigCall {
+    let mut params = json!({ "name": controller.params.name });
+    add_route(&mut params, route);
+    call("bdev_rnbd_add_path", params)
+}
+
+fn add_route(params: &mut Value, route: &Route) {
+    params["adrfam"] = json!(adrfam(&route.dst));
+    params["traddr"] = json!(route.dst.ip().to_string());
+    params["trsvcid"] = json!(route.dst.port().to_string());
+    if let Some(host) = &route.src {
+        params["hostaddr"] = json!(host.ip().to_string());
+    }
+}
+
+fn add_multipath(params: &mut Value, multipath: &Multipath) {
+    if multipath.enabled {
+        params["multipath"] = json!("multipath");
+    }
+    let default = Multipath::default();
+    if (multipath.policy, multipath.min_io) != (default.policy, default.min_io) {
+        params["multipath_opts"] = json!({
+            "policy": multipath.policy.as_str(),
+            "min_io": multipath.min_io,
+        });
+    }
 }
 
 fn adrfam(addr: &Addr) -> &'static str {

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::{CoreIndex, Errno, Wake, mailbox};
 use rnbd_bdev::{ConfigCall, Registry};
-use rnbd_fabric::Fabric;
+use rnbd_fabric::{Addr, Fabric};
 use rnbd_mem::Memory;
 use rnbd_proto::clt::DeviceIndex;
-use rnbd_rtrs::clt::PathIndex;
+use rnbd_rtrs::clt::{PathIndex, Policy};
 use rnbd_wire::Name;
 
 use crate::control::{
@@ -18,7 +18,7 @@ use crate::control::{
 };
 use crate::directory::{Controller, Directory};
 use crate::gather::Gather;
-use crate::message::{Attach, Command, Inspect, Message, Peer, SessionKey};
+use crate::message::{Attach, Command, Inspect, Message, Peer, Route, SessionKey};
 use crate::notification::Notification;
 use crate::options::{Options, Timeouts};
 use crate::shard::{InitiatorShard, Notify};
@@ -227,9 +227,10 @@ impl Initiator {
         }
         let mut others = tables.controllers.iter();
         let same = |other: &&Controller| {
+            let mut paths = other.paths.iter();
             other.trtype == params.trtype
                 && other.params.sessname == params.sessname
-                && other.params.addr == params.addr
+                && paths.any(|(_, route)| route.dst == params.addr)
         };
         if let Some(other) = others.find(same) {
             let text = format!(
@@ -249,9 +250,37 @@ impl Initiator {
                 devices: Vec::new(),
                 ..params.clone()
             },
+            paths: vec![(0, route(params))],
             devices: Vec::new(),
         };
         Ok((sessname, timeouts, controller))
+    }
+
+    /// The controller that an attach adds a path to; `None` if the name is free.
+    fn further_path_of(&self, params: &AttachParams) -> Result<Option<Place>, ControlError> {
+        let tables = self.directory.lock();
+        let Some(known) = tables.by_name(&params.name) else {
+            return Ok(None);
+        };
+        let has_path = known.paths.iter().any(|(_, of)| *of == route(params));
+        if !params.multipath.enabled || has_path || known.params.sessname != params.sessname {
+            return Err(conflict(&known.params, params));
+        }
+        if known.trtype != params.trtype {
+            let text = "all paths of a controller have one transport";
+            return Err(ControlError::invalid(text));
+        }
+        if !params.devices.is_empty() {
+            let text = "devices can be given only when the controller is first attached";
+            return Err(ControlError::invalid(text));
+        }
+        Ok(Some(place(known)))
+    }
+
+    /// Answers with the names of a controller's bdevs when its new path is up.
+    fn names_after(&self, session: SessionKey, reply: Reply<Vec<String>>) -> Reply<u16> {
+        let directory = self.directory.clone();
+        Box::new(move |added| reply(added.map(|_| directory.lock().bdev_names(session))))
     }
 }
 
@@ -286,6 +315,13 @@ fn send(peer: &Peer, message: Message) -> bool {
         log::error!("core {core} is too far behind to take a command");
     }
     sent
+}
+
+fn route(params: &AttachParams) -> Route {
+    Route {
+        dst: params.addr,
+        src: params.hostaddr,
+    }
 }
 
 fn place(controller: &Controller) -> Place {
@@ -335,6 +371,14 @@ impl InitiatorControl for Initiator {
             let text = format!("there is no transport {}", params.trtype);
             return reply(Err(ControlError::new(Errno::OPNOTSUPP, text)));
         };
+        match self.further_path_of(&params) {
+            Ok(Some(place)) => {
+                let reply = self.names_after(place.session, reply);
+                return self.command(place, Command::AddPath(route(&params), reply));
+            }
+            Ok(None) => {}
+            Err(error) => return reply(Err(error)),
+        }
         let (sessname, timeouts, controller) = match self.admit(&params, &transport) {
             Ok(admitted) => admitted,
             Err(error) => return reply(Err(error)),
@@ -407,6 +451,35 @@ impl InitiatorControl for Initiator {
         });
     }
 
+    fn add_path(&self, controller: &str, addr: Addr, hostaddr: Option<Addr>, reply: Reply<u16>) {
+        let route = Route {
+            dst: addr,
+            src: hostaddr,
+        };
+        self.with_controller(controller, reply, |reply| Command::AddPath(route, reply));
+    }
+
+    fn remove_path(&self, controller: &str, path_id: u16, reply: Reply<()>) {
+        let path = PathIndex(path_id);
+        self.with_controller(controller, reply, |reply| Command::RemovePath(path, reply));
+    }
+
+    fn set_policy(&self, controller: &str, policy: Policy, min_io: u32, reply: Reply<()>) {
+        if min_io == 0 {
+            return reply(Err(ControlError::invalid("min_io must be above 0")));
+        }
+        self.with_controller(controller, reply, |reply| {
+            Command::SetPolicy(policy, min_io, reply)
+        });
+    }
+
+    fn set_preferred_path(&self, controller: &str, path_id: u16, reply: Reply<()>) {
+        let path = PathIndex(path_id);
+        self.with_controller(controller, reply, |reply| {
+            Command::SetPreferred(path, reply)
+        });
+    }
+
     fn disconnect_path(&self, controller: &str, path_id: u16, reply: Reply<()>) {
         let path = PathIndex(path_id);
         self.with_controller(controller, reply, |reply| {
@@ -428,11 +501,11 @@ impl InitiatorControl for Initiator {
         }
     }
 
-    fn reset_path_stats(&self, controller: &str, reply: Reply<()>) {
+    fn reset_path_stats(&self, controller: &str, path_id: Option<u16>, reply: Reply<()>) {
         match self.wanted(Some(controller)) {
             Ok(Some(session)) => {
                 for peer in &self.peers() {
-                    send(peer, Message::ResetStats(session));
+                    send(peer, Message::ResetStats(session, path_id.map(PathIndex)));
                 }
                 reply(Ok(()));
             }

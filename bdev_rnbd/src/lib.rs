@@ -28,13 +28,15 @@ mod message;
 mod notification;
 mod options;
 mod shard;
+mod write_gate;
 
 pub use bdev::RnbdBdev;
 pub use control::{
     AttachParams, ControlError, ControllerInfo, ControllerState, CoreTransport, DeviceParams,
-    InitiatorControl, IoPath, PathReport, PathStats, ReconnectInfo, Reply, UnmapMode,
+    FenceReport, InitiatorControl, IoPath, Multipath, PathReport, PathStats, ReconnectInfo, Reply,
+    UnmapMode,
 };
 pub use initiator::{Initiator, InitiatorConfig, new};
 pub use notification::{Notification, NotificationKind};
-pub use options::{Options, Timeouts};
+pub use options::{Options, TimeoutAction, Timeouts};
 pub use shard::InitiatorShard;

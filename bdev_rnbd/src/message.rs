@@ -6,7 +6,7 @@ use rnbd_base::{CoreIndex, Errno, Wake};
 use rnbd_bdev::{BdevIo, IoDone};
 use rnbd_fabric::Addr;
 use rnbd_proto::clt::{DeviceIndex, DeviceInfo};
-use rnbd_rtrs::clt::{FromChannel, PathIndex, SessionConfig, ToChannel};
+use rnbd_rtrs::clt::{FromChannel, PathIndex, Policy, SessionConfig, ToChannel};
 use rnbd_wire::Name;
 use rtrb::{Consumer, Producer};
 
@@ -15,6 +15,7 @@ use crate::control::{
 };
 use crate::gather::Gather;
 use crate::options::{Options, Timeouts};
+use crate::write_gate::WriteGate;
 
 /// A session of this process, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +33,8 @@ pub(crate) enum IoMode {
 pub(crate) enum DeviceView {
     /// Not open now, but it will be.
     Pending,
-    Usable(DeviceInfo),
+    /// With what the server said at which opening.
+    Usable(DeviceInfo, u32),
     /// It does no I/O.
     Failed(Errno),
 }
@@ -43,12 +45,18 @@ pub(crate) enum Message {
     // From a session to its channels.
     AddChannel(Box<ChannelSetup>),
     RemoveChannel(SessionKey),
+    Route(SessionKey, PathIndex, Route),
     ToChannel(SessionKey, ToChannel),
     Mode(SessionKey, IoMode),
+    /// Nothing but a reason to look at what waits.
+    Wake,
     Device(SessionKey, DeviceIndex, DeviceView),
     // From a channel to its session.
     FromChannel(SessionKey, u16, FromChannel),
-    NotConnected(SessionKey, DeviceIndex),
+    /// An I/O for that opening of a device was answered so.
+    NotConnected(SessionKey, DeviceIndex, u32),
+    /// New writes need not wait any more for lost paths.
+    WritesFree(SessionKey),
     // From bdevs.
     OpenPort(SessionKey, PortSetup),
     BdevGone(SessionKey, DeviceIndex),
@@ -56,7 +64,7 @@ pub(crate) enum Message {
     Attach(Box<Attach>),
     Command(SessionKey, Command),
     Inspect(Inspect),
-    ResetStats(SessionKey),
+    ResetStats(SessionKey, Option<PathIndex>),
 }
 
 /// A new session's channel on a core.
@@ -67,12 +75,23 @@ pub(crate) struct ChannelSetup {
     pub(crate) home: CoreIndex,
     pub(crate) index: u16,
     pub(crate) config: SessionConfig,
-    pub(crate) route: Route,
     pub(crate) retry_count: i32,
+    /// What becomes of requests that cost their path its life by being late.
+    pub(crate) late: Late,
+    pub(crate) writes: WriteGate,
+}
+
+/// What becomes of a request that was not answered in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// As of others that are lost with a path.
+    Again,
+    /// It fails.
+    Fails,
 }
 
 /// Where a session's path leads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) dst: Addr,
     pub(crate) src: Option<Addr>,
@@ -113,6 +132,10 @@ pub(crate) enum Command {
     Resize(DeviceIndex, u64, Reply<()>),
     Rescan(DeviceIndex, Reply<()>),
     SetReconnect(Option<i32>, Option<u32>, Reply<()>),
+    SetPolicy(Policy, u32, Reply<()>),
+    SetPreferred(PathIndex, Reply<()>),
+    AddPath(Route, Reply<u16>),
+    RemovePath(PathIndex, Reply<()>),
     DisconnectPath(PathIndex, Reply<()>),
     ReconnectPath(PathIndex, Reply<()>),
 }

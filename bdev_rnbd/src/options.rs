@@ -3,6 +3,7 @@ use rnbd_rtrs::HeartbeatConfig;
 use rnbd_rtrs::clt::{ReconnectPolicy, SessionConfig};
 
 use crate::control::ControlError;
+use crate::message::Late;
 
 /// What happens when a controller's last path is lost, in SPDK's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,13 +94,55 @@ pub struct Options {
     pub reconnect_jitter_sec: u32,
     /// Times that an I/O is sent again after its path was lost; -1 for any number.
     pub bdev_retry_count: i32,
-    /// Milliseconds that a request may stay unanswered before its path is given up; 0 leaves that
-    /// to the heartbeat.
+    /// Milliseconds that a request may stay unanswered; 0 leaves that to the heartbeat, which does
+    /// not notice that a server drops a single request.
     pub io_timeout_ms: u32,
-    /// Milliseconds between two looks at a server.
+    /// What is done about a request that stayed unanswered for longer.
+    pub action_on_timeout: TimeoutAction,
+    /// Milliseconds between two looks at a server that is none of our own.
     pub hb_interval_ms: u32,
-    /// Looks without a word after which a server is dead.
+    /// Looks without a word, after the one that asked, after which such a server is dead.
     pub hb_missed_max: u32,
+    /// Milliseconds between two looks at a server of our own.
+    pub peer_hb_interval_ms: u32,
+    /// Looks without a word, after the one that asked, after which such a server is dead.
+    pub peer_hb_missed_max: u32,
+    /// Offer servers the fence (docs/fencing.md); without it our own are treated as others are.
+    pub fence: bool,
+    /// Milliseconds that writes of a lost path wait at a server without the fence; 0 not at all,
+    /// as Linux does, at the risk that one lands after a newer one.
+    pub fence_timeout_ms: u32,
+}
+
+/// What is done about a request that is not answered in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimeoutAction {
+    /// It is told in the log.
+    None,
+    /// Its path is given up and reconnected, and the request is sent again.
+    #[default]
+    Reset,
+    /// Its path is given up and reconnected, and the request fails with `ETIMEDOUT`.
+    Abort,
+}
+
+impl TimeoutAction {
+    /// As in RPC.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Reset => "reset",
+            Self::Abort => "abort",
+        }
+    }
+
+    pub(crate) fn late(self) -> Late {
+        match self {
+            Self::Abort => Late::Fails,
+            Self::None | Self::Reset => Late::Again,
+        }
+    }
 }
 
 impl Default for Options {
@@ -108,9 +151,14 @@ impl Default for Options {
             timeouts: Timeouts::default(),
             reconnect_jitter_sec: 3,
             bdev_retry_count: 3,
-            io_timeout_ms: 0,
+            io_timeout_ms: 60_000,
+            action_on_timeout: TimeoutAction::default(),
             hb_interval_ms: 5000,
             hb_missed_max: 5,
+            peer_hb_interval_ms: 2000,
+            peer_hb_missed_max: 3,
+            fence: true,
+            fence_timeout_ms: 35_000,
         }
     }
 }
@@ -124,8 +172,8 @@ impl Options {
         if self.bdev_retry_count < -1 {
             return invalid("bdev_retry_count must be -1 or more");
         }
-        if self.hb_interval_ms == 0 {
-            return invalid("hb_interval_ms must be above 0");
+        if self.hb_interval_ms == 0 || self.peer_hb_interval_ms == 0 {
+            return invalid("hb_interval_ms and peer_hb_interval_ms must be above 0");
         }
         self.timeouts.check()
     }
@@ -136,15 +184,22 @@ impl Options {
         channels: u16,
         queue_depth: u16,
     ) -> SessionConfig {
-        let request_timeout = Nanos::from_millis(self.io_timeout_ms.into());
+        let millis = |value: u32| Nanos::from_millis(value.into());
         SessionConfig {
             channels,
             queue_depth,
-            request_timeout: (self.io_timeout_ms != 0).then_some(request_timeout),
+            request_timeout: (self.io_timeout_ms != 0).then(|| millis(self.io_timeout_ms)),
+            timeout_costs_path: self.action_on_timeout != TimeoutAction::None,
             heartbeat: HeartbeatConfig {
-                interval: Nanos::from_millis(self.hb_interval_ms.into()),
+                interval: millis(self.hb_interval_ms),
                 missed_max: self.hb_missed_max,
             },
+            peer_heartbeat: HeartbeatConfig {
+                interval: millis(self.peer_hb_interval_ms),
+                missed_max: self.peer_hb_missed_max,
+            },
+            offer_fence: self.fence,
+            fence_timeout: millis(self.fence_timeout_ms),
             reconnect: timeouts.policy(self.jitter()),
             ..SessionConfig::default()
         }

@@ -11,7 +11,7 @@ use rnbd_fabric::{
     Caps, CloseReason, Completion, CompletionKind, ConnId, Event, Fabric, PrivateData,
 };
 use rnbd_mem::{Memory, Span};
-use rnbd_rtrs::clt::{Arrival, PathError};
+use rnbd_rtrs::clt::{Arrival, PathError, PathIndex};
 use rnbd_wire::rtrs::RkeyRsp;
 
 use crate::channel::CoreChannel;
@@ -60,8 +60,8 @@ struct Roles {
 /// Whose a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    Home(usize),
-    Channel(usize),
+    Home(usize, PathIndex),
+    Channel(usize, PathIndex),
 }
 
 impl Roles {
@@ -180,12 +180,16 @@ impl<F: Fabric> InitiatorShard<F> {
                 self.channels[slot] = Some(CoreChannel::new(slot, *setup));
             }
             Message::RemoveChannel(session) => self.remove_channel(session),
+            Message::Route(session, path, route) => {
+                self.with_channel(session, |channel, _| channel.set_route(path, route));
+            }
             Message::ToChannel(session, message) => {
                 self.with_channel(session, |channel, core| channel.on_message(&message, core));
             }
             Message::Mode(session, mode) => {
                 self.with_channel(session, |channel, _| channel.set_mode(mode));
             }
+            Message::Wake => {}
             Message::Device(session, device, view) => {
                 self.with_channel(session, |channel, _| channel.set_device(device, view));
             }
@@ -197,8 +201,13 @@ impl<F: Fabric> InitiatorShard<F> {
                     home.on_channel(index, message, core);
                 });
             }
-            Message::NotConnected(session, device) => {
-                self.with_home(session, |home, core| home.on_not_connected(device, core));
+            Message::NotConnected(session, device, opening) => {
+                self.with_home(session, |home, core| {
+                    home.on_not_connected(device, opening, core);
+                });
+            }
+            Message::WritesFree(session) => {
+                self.with_home(session, |home, core| home.on_writes_free(core));
             }
             Message::BdevGone(session, device) => {
                 self.with_home(session, |home, core| home.on_bdev_gone(device, core));
@@ -212,8 +221,9 @@ impl<F: Fabric> InitiatorShard<F> {
                 self.with_home(session, |home, core| home.on_command(command, core));
             }
             Message::Inspect(inspect) => self.inspect(&inspect),
-            Message::ResetStats(session) => {
-                self.with_channel(session, |channel, _| channel.reset_stats());
+            Message::ResetStats(session, path) => {
+                self.with_channel(session, |channel, _| channel.reset_stats(path));
+                self.with_home(session, |home, _| home.reset_stats(path));
             }
         }
     }
@@ -264,10 +274,10 @@ impl<F: Fabric> InitiatorShard<F> {
             Inspect::PathStats(key, gather) => {
                 let of_homes = homes
                     .filter(|home| wanted(home.session(), *key))
-                    .map(|home| home.path_stats(&self.core));
+                    .flat_map(|home| home.path_stats(&self.core));
                 let of_channels = channels
                     .filter(|channel| wanted(channel.session(), *key))
-                    .map(CoreChannel::path_stats);
+                    .flat_map(CoreChannel::path_stats);
                 gather.add(of_homes.chain(of_channels));
             }
             Inspect::Transports(gather) => gather.add([CoreTransport {
@@ -303,14 +313,14 @@ impl<F: Fabric> InitiatorShard<F> {
         let progress = self.core.fabric.poll(self.core.now, &mut completions);
         for completion in completions.drain(..) {
             match self.core.roles.get(completion.conn) {
-                Some(Role::Channel(slot)) => {
+                Some(Role::Channel(slot, path)) => {
                     if let Some(channel) = &mut self.channels[slot] {
-                        channel.on_completion(&completion, &mut self.core);
+                        channel.on_completion(path, &completion, &mut self.core);
                     }
                 }
-                Some(Role::Home(slot)) => {
+                Some(Role::Home(slot, path)) => {
                     run_home(&mut self.homes[slot], &mut self.core, |home, core| {
-                        home.on_completion(&completion, core);
+                        home.on_completion(path, &completion, core);
                     });
                 }
                 None => {}
@@ -337,14 +347,14 @@ impl<F: Fabric> InitiatorShard<F> {
                 private_data,
                 src,
             } => match self.core.roles.get(conn) {
-                Some(Role::Home(slot)) => {
+                Some(Role::Home(slot, path)) => {
                     run_home(&mut self.homes[slot], &mut self.core, |home, core| {
-                        home.on_connected(domain, &private_data, src, core);
+                        home.on_connected(path, domain, &private_data, src, core);
                     });
                 }
-                Some(Role::Channel(slot)) => {
+                Some(Role::Channel(slot, path)) => {
                     if let Some(channel) = &mut self.channels[slot] {
-                        channel.on_connected(domain, &private_data, &mut self.core);
+                        channel.on_connected(path, domain, &private_data, &mut self.core);
                     }
                 }
                 None => self.core.fabric.close_domain(domain),
@@ -358,14 +368,14 @@ impl<F: Fabric> InitiatorShard<F> {
 
     fn on_closed(&mut self, conn: ConnId, error: PathError) {
         match self.core.roles.remove(conn) {
-            Some(Role::Home(slot)) => {
+            Some(Role::Home(slot, path)) => {
                 run_home(&mut self.homes[slot], &mut self.core, |home, core| {
-                    home.on_closed(error, core);
+                    home.on_closed(path, error, core);
                 });
             }
-            Some(Role::Channel(slot)) => {
+            Some(Role::Channel(slot, path)) => {
                 if let Some(channel) = &mut self.channels[slot] {
-                    channel.on_closed(error, &mut self.core);
+                    channel.on_closed(path, error, &mut self.core);
                 }
             }
             None => {}

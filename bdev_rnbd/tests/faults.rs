@@ -151,24 +151,25 @@ fn run(seed: u64) {
         seed,
         initiator_cores: random.u16(1..=2),
         target_cores: random.u16(1..=2),
+        nets: random.u8(1..=3),
         queue_depth: random.u16(4..=40),
         new_rkey: random.bool(),
         heartbeat: HeartbeatConfig {
             interval: Nanos::from_millis(500),
             missed_max: 3,
         },
+        extension: random.bool(),
         plan: quiet.clone(),
     };
     let cores = setup.initiator_cores;
-    let mut world = World::new(setup);
     let options = Options {
         bdev_retry_count: -1,
         hb_interval_ms: 500,
         hb_missed_max: 3,
+        peer_hb_interval_ms: 500,
         ..Options::default()
     };
-    world.initiator.set_options(options).unwrap();
-    world.attach(&["disk0"]).unwrap();
+    let mut world = World::with_all_paths(setup, options);
     let mut users: Vec<_> = (0..u64::from(cores) * 2)
         .map(|index| {
             let core = u16::try_from(index).unwrap() % cores;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod world;
 
 use bdev_rnbd::{AttachParams, ControllerState, Options, Timeouts, UnmapMode};
@@ -462,7 +463,7 @@ fn statistics_add_up_over_cores() {
     assert_eq!(stats[0].write_bytes, 2 * (1024 + 32));
     assert!(stats[0].path.ends_with("@ip:10.0.0.1"), "{}", stats[0].path);
     world
-        .call(|control, reply| control.reset_path_stats("r0", reply))
+        .call(|control, reply| control.reset_path_stats("r0", None, reply))
         .unwrap();
     let stats = world
         .call(|control, reply| control.path_stats(None, reply))

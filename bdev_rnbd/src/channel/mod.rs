@@ -3,37 +3,33 @@
 //! ```text
 //!  port ──> submit ──> request with a permit ──> complete ──> port
 //!             ^                  │
-//!             └──── retries <────┘ its path was lost
+//!             └──── waiting <────┘ its path was lost
 //! ```
 //!
 //! What cannot go out now stays where it is: in the rings, which push back on their consumers, or
-//! among the retries, which have room for every permit.
+//! among those that wait (see `waiting.rs`).
 
 mod complete;
+mod connections;
 mod link;
 mod port;
 mod submit;
+mod waiting;
 
 use std::collections::VecDeque;
 
 use rnbd_base::{CoreIndex, Errno, Nanos};
-use rnbd_bdev::BdevIo;
-use rnbd_fabric::{ConnectParams, DomainId, Fabric, MrId, PrivateData, QpLimits, WindowId};
+use rnbd_bdev::{BdevIo, IoOp};
+use rnbd_fabric::{Fabric, MrId, WindowId};
 use rnbd_proto::clt::{DeviceIndex, DeviceInfo};
-use rnbd_rtrs::clt::{
-    Channel, ChannelAction, FromChannel, PathError, PathIndex, QueueSizes, ToChannel,
-};
-use rnbd_wire::rtrs::ConReq;
+use rnbd_rtrs::clt::{Attempt, Channel, Ended, PathIndex, ToChannel};
 
 use crate::control::{IoPath, PathStats};
 use crate::directory::Tables;
-use crate::message::{ChannelSetup, DeviceView, IoMode, Message, PortSetup, SessionKey};
-use crate::shard::{Core, Role};
+use crate::message::{ChannelSetup, DeviceView, IoMode, PortSetup, Route, SessionKey};
+use crate::shard::Core;
 use link::Link;
 use port::Port;
-
-/// The only path of a session for now.
-const PATH: PathIndex = PathIndex(0);
 
 /// A session's part on one core.
 #[derive(Debug)]
@@ -41,7 +37,7 @@ pub(crate) struct CoreChannel {
     slot: usize,
     setup: ChannelSetup,
     machine: Channel,
-    link: Option<Link>,
+    paths: Vec<ChannelPath>,
     max_io_bytes: u32,
     mode: IoMode,
     devices: Vec<DeviceView>,
@@ -50,7 +46,18 @@ pub(crate) struct CoreChannel {
     turn: usize,
     /// By position of the permit.
     requests: Vec<Option<IoRequest>>,
-    retries: VecDeque<IoRequest>,
+    waiting: VecDeque<IoRequest>,
+    /// Those of a path that has just ended; empty otherwise.
+    ended: Vec<(IoRequest, Ended)>,
+    /// Lost lives of paths with writes that were given up before their path was fenced.
+    abandoned: Vec<Attempt>,
+}
+
+/// What the channel has of a path.
+#[derive(Debug, Default)]
+struct ChannelPath {
+    route: Option<Route>,
+    link: Option<Link>,
     stats: Counters,
 }
 
@@ -63,6 +70,25 @@ struct IoRequest {
     /// Times that it was sent and its path was lost.
     retries: u32,
     opening: Opening,
+    /// The path that it is on.
+    path: PathIndex,
+    /// The opening of its device that it was made for.
+    device_opening: u32,
+    /// When it was first sent; meaningless before.
+    begun: Nanos,
+    /// Since when it waits; meaningless while it does not.
+    waits_since: Nanos,
+    /// It changes data and was sent in this life of a path, which was lost.
+    held: Option<Attempt>,
+}
+
+impl IoRequest {
+    fn changes_data(&self) -> bool {
+        matches!(
+            self.io.op,
+            IoOp::Write { .. } | IoOp::Unmap | IoOp::WriteZeroes { .. }
+        )
+    }
 }
 
 /// How the buffer of a read is open to the server.
@@ -82,31 +108,40 @@ struct Counters {
     read_bytes: u64,
     writes: u64,
     write_bytes: u64,
-    retried: u64,
+    /// Requests that had been lost on another path.
+    failovered: u64,
 }
 
 /// What may be done with a device's I/O now.
 enum Gate {
-    Open(DeviceInfo),
+    Open(Usable),
     Wait,
     Fail(Errno),
+}
+
+/// A device that takes I/O.
+#[derive(Clone, Copy)]
+struct Usable {
+    info: DeviceInfo,
+    opening: u32,
 }
 
 impl CoreChannel {
     pub(crate) fn new(slot: usize, setup: ChannelSetup) -> Self {
         Self {
             slot,
-            machine: Channel::new(setup.index, setup.config, 1),
+            machine: Channel::new(setup.index, setup.config),
             setup,
-            link: None,
+            paths: Vec::new(),
             max_io_bytes: 0,
             mode: IoMode::Wait,
             devices: Vec::new(),
             ports: Vec::new(),
             turn: 0,
             requests: Vec::new(),
-            retries: VecDeque::new(),
-            stats: Counters::default(),
+            waiting: VecDeque::new(),
+            ended: Vec::new(),
+            abandoned: Vec::new(),
         }
     }
 
@@ -116,11 +151,25 @@ impl CoreChannel {
 
     // What the session says.
 
+    pub(crate) fn set_route(&mut self, path: PathIndex, route: Route) {
+        let count = self.paths.len().max(path.index() + 1);
+        self.paths.resize_with(count, ChannelPath::default);
+        self.paths[path.index()] = ChannelPath {
+            route: Some(route),
+            ..ChannelPath::default()
+        };
+    }
+
     pub(crate) fn on_message<F: Fabric>(&mut self, message: &ToChannel, core: &mut Core<F>) {
-        if let ToChannel::Connect { params, .. } = message {
+        if let ToChannel::Connect { params, .. } = message
+            && !self.machine.is_up()
+        {
             self.max_io_bytes = params.max_io_bytes;
         }
         self.machine.handle_message(message, core.now);
+        if let ToChannel::Fenced { attempt, .. } = message {
+            self.on_fenced(*attempt, core);
+        }
         self.run_actions(core);
     }
 
@@ -144,123 +193,24 @@ impl CoreChannel {
         }
     }
 
-    // Its connection.
-
-    fn run_actions<F: Fabric>(&mut self, core: &mut Core<F>) {
-        while let Some(action) = self.machine.poll_action() {
-            match action {
-                ChannelAction::Connect {
-                    request,
-                    sizes,
-                    timeout,
-                    ..
-                } => self.connect(&request, sizes, timeout, core),
-                ChannelAction::PostReceives { count, bytes, .. } => {
-                    let posted = self
-                        .link
-                        .as_mut()
-                        .map(|link| link.post_receives(count, bytes, core));
-                    if posted != Some(true) {
-                        self.machine
-                            .fail(PATH, PathError::Fabric("receives cannot be posted"));
-                    }
-                }
-                ChannelAction::Up(_) => self.make_room(),
-                ChannelAction::Disconnect(_) => {
-                    if let Some(link) = &self.link {
-                        core.fabric.disconnect(link.conn());
-                    }
-                }
-                ChannelAction::Send(message) => self.tell(message, core),
-            }
-        }
-    }
-
-    fn tell<F: Fabric>(&self, message: FromChannel, core: &mut Core<F>) {
-        let message = Message::FromChannel(self.setup.session, self.setup.index, message);
-        core.send(self.setup.home, message);
-    }
-
-    /// There is room for as many requests as permits before the first of them begins.
-    fn make_room(&mut self) {
-        let permits = usize::from(self.machine.permits().count);
-        self.requests.resize(permits, None);
-        let missing = permits.saturating_sub(self.retries.capacity());
-        self.retries.reserve(missing);
-    }
-
-    fn connect<F: Fabric>(
-        &mut self,
-        request: &ConReq,
-        sizes: QueueSizes,
-        timeout: Nanos,
-        core: &mut Core<F>,
-    ) {
-        let private_data = PrivateData::new(&request.to_bytes());
-        let params = ConnectParams {
-            dst: self.setup.route.dst,
-            src: self.setup.route.src,
-            private_data: private_data.expect("56 bytes are below the limit"),
-            domain: None,
-            limits: QpLimits {
-                send_wrs: sizes.send,
-                recv_wrs: sizes.recv,
-            },
-            timeout_ns: timeout.0,
-        };
-        match core.fabric.connect(&params, core.now) {
-            Ok(conn) => {
-                core.assign(conn, Role::Channel(self.slot));
-                self.link = Some(Link::new(conn));
-            }
-            Err(error) => {
-                log::warn!("{}: {error}", self.setup.controller);
-                let error = PathError::Fabric("the connection could not be started");
-                self.end(error, core);
-            }
-        }
-    }
-
-    pub(crate) fn on_connected<F: Fabric>(
-        &mut self,
-        domain: DomainId,
-        private_data: &PrivateData,
-        core: &mut Core<F>,
-    ) {
-        let permits = self.machine.permits();
-        let Some(link) = &mut self.link else {
-            return;
-        };
-        match link.set_up(domain, permits, core) {
-            Ok(()) => self.machine.handle_connected(PATH, private_data.as_bytes()),
-            Err(error) => {
-                log::warn!("{}: {error}", self.setup.controller);
-                let error = PathError::Fabric("memory for the connection could not be had");
-                self.machine.fail(PATH, error);
-            }
-        }
-        self.run_actions(core);
-    }
-
-    pub(crate) fn on_closed<F: Fabric>(&mut self, error: PathError, core: &mut Core<F>) {
-        self.end(error, core);
-        self.run_actions(core);
-    }
-
     pub(crate) fn on_timeout<F: Fabric>(&mut self, core: &mut Core<F>) {
         self.machine.handle_timeout(core.now);
         self.run_actions(core);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Nanos> {
-        self.machine.next_deadline()
+        let machine = self.machine.next_deadline();
+        [machine, self.waiting_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether a ring holds something that could be taken now. What waits for a permit or for a
     /// path is announced by the fabric.
     pub(crate) fn has_work(&self) -> bool {
         let can_move = |port: &Port| match self.gate(port.device()) {
-            Gate::Open(_) => self.machine.can_begin(PATH),
+            Gate::Open(_) => self.machine.can_begin() && self.may_take(),
             Gate::Fail(_) => true,
             Gate::Wait => false,
         };
@@ -270,21 +220,33 @@ impl CoreChannel {
 
     // What is asked about it.
 
-    pub(crate) fn path_stats(&self) -> PathStats {
-        PathStats {
+    pub(crate) fn path_stats(&self) -> Vec<PathStats> {
+        let known = self.known_paths();
+        let stats = known.map(|(path, of)| PathStats {
             controller: self.setup.controller.to_string(),
-            reads: self.stats.reads,
-            read_bytes: self.stats.read_bytes,
-            writes: self.stats.writes,
-            write_bytes: self.stats.write_bytes,
-            inflight: self.machine.in_flight() as u64,
-            failovered: self.stats.retried,
+            path_id: path.0,
+            reads: of.stats.reads,
+            read_bytes: of.stats.read_bytes,
+            writes: of.stats.writes,
+            write_bytes: of.stats.write_bytes,
+            inflight: self.machine.in_flight_on(path).into(),
+            failovered: of.stats.failovered,
             ..PathStats::default()
-        }
+        });
+        stats.collect()
     }
 
-    pub(crate) fn reset_stats(&mut self) {
-        self.stats = Counters::default();
+    fn known_paths(&self) -> impl Iterator<Item = (PathIndex, &ChannelPath)> {
+        let all = (0..).map(PathIndex).zip(&self.paths);
+        all.filter(|(_, path)| path.route.is_some())
+    }
+
+    pub(crate) fn reset_stats(&mut self, path: Option<PathIndex>) {
+        for (index, known) in (0..).map(PathIndex).zip(&mut self.paths) {
+            if path.is_none_or(|path| path == index) {
+                known.stats = Counters::default();
+            }
+        }
     }
 
     pub(crate) fn io_paths(
@@ -296,26 +258,43 @@ impl CoreChannel {
         let Some(controller) = directory.by_name(&self.setup.controller) else {
             return Vec::new();
         };
-        let connected = self.machine.usable_path().is_some();
-        let devices = controller.devices.iter().map(|device| IoPath {
-            core,
-            bdev_name: device.bdev_name.clone(),
-            path_id: PATH.0,
-            dst_addr: self.setup.route.dst,
-            trtype,
-            connected,
-            accessible: matches!(self.gate(device.index), Gate::Open(_)),
-            inflight: self.machine.in_flight() as u64,
-        });
-        devices.collect()
+        let of_device = |device: &crate::directory::Device| {
+            let accessible = matches!(self.gate(device.index), Gate::Open(_));
+            let bdev_name = device.bdev_name.clone();
+            let io_path = move |(path, dst_addr)| IoPath {
+                core,
+                bdev_name: bdev_name.clone(),
+                path_id: path,
+                dst_addr,
+                trtype,
+                current: self.is_current(PathIndex(path)),
+                connected: self.machine.is_path_up(PathIndex(path)),
+                accessible,
+                inflight: self.machine.in_flight_on(PathIndex(path)).into(),
+                latency: self.machine.latency(PathIndex(path)),
+            };
+            let known = self.known_paths();
+            let routes =
+                known.filter_map(|(path, known)| Some((path.0, known.route.as_ref()?.dst)));
+            routes.map(io_path)
+        };
+        controller.devices.iter().flat_map(of_device).collect()
+    }
+
+    /// Whether the last request took the path, or the next one can only take it.
+    fn is_current(&self, path: PathIndex) -> bool {
+        match self.machine.current_path() {
+            Some(current) => current == path,
+            None => self.machine.is_path_up(path),
+        }
     }
 
     fn gate(&self, device: DeviceIndex) -> Gate {
         let view = self.devices.get(usize::from(device.0));
         match (view, self.mode) {
             (Some(DeviceView::Failed(errno)), _) => Gate::Fail(*errno),
-            (Some(DeviceView::Usable(info)), _) if self.machine.usable_path().is_some() => {
-                Gate::Open(*info)
+            (Some(&DeviceView::Usable(info, opening)), _) if self.machine.is_up() => {
+                Gate::Open(Usable { info, opening })
             }
             (_, IoMode::Fail(errno)) => Gate::Fail(errno),
             (_, IoMode::Wait) => Gate::Wait,

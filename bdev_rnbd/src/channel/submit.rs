@@ -1,20 +1,19 @@
 //! From the rings to the fabric.
 
-use rnbd_base::{Errno, Progress};
+use rnbd_base::{Errno, Nanos, Progress};
 use rnbd_bdev::IoOp;
 use rnbd_fabric::{Fabric, MemoryKey, PostError, RemoteAddr, Sge, WorkRequest, WrOp};
-use rnbd_proto::clt::{DeviceInfo, IoPlan};
+use rnbd_proto::clt::IoPlan;
 use rnbd_rtrs::clt::{
-    BeginError, Direction, Exposure, Invalidation, PathError, Post, Request, WrId,
+    BeginError, Direction, Exposure, Invalidation, PathError, PathIndex, Post, Request, WrId,
 };
 use rnbd_wire::rnbd::Io;
 
-use super::link::Link;
-use super::{CoreChannel, Gate, IoRequest, Opening, PATH};
+use super::{CoreChannel, Gate, IoRequest, Opening, Usable};
 use crate::shard::Core;
 
 /// What became of an attempt to send an I/O.
-enum Sent {
+pub(super) enum Sent {
     /// It is on its way, or over.
     Yes,
     /// The path took nothing: the I/O waits for the next one.
@@ -49,8 +48,8 @@ impl CoreChannel {
     /// Sends what can be sent: first what was sent before and lost, then the ports in turn.
     pub(crate) fn submit_ready<F: Fabric>(&mut self, core: &mut Core<F>) -> Progress {
         let mut progress = Progress::Idle;
-        if !self.retries.is_empty() {
-            progress = self.submit_retries(core);
+        if !self.waiting.is_empty() {
+            progress = self.submit_waiting(core);
         }
         let count = self.ports.len();
         for offset in 0..count {
@@ -60,31 +59,6 @@ impl CoreChannel {
         if progress.is_busy() {
             self.turn = (self.turn + 1) % count.max(1);
             self.run_actions(core);
-        }
-        progress
-    }
-
-    fn submit_retries<F: Fabric>(&mut self, core: &mut Core<F>) -> Progress {
-        let mut progress = Progress::Idle;
-        for _ in 0..self.retries.len() {
-            let Some(request) = self.retries.pop_front() else {
-                break;
-            };
-            match self.gate(request.device) {
-                Gate::Wait => self.retries.push_back(request),
-                Gate::Fail(errno) => {
-                    self.finish(&request, Err(errno));
-                    progress = Progress::Busy;
-                }
-                Gate::Open(info) => {
-                    if !self.machine.can_begin(PATH) {
-                        self.retries.push_front(request);
-                        break;
-                    }
-                    self.send(request, &info, core);
-                    progress = Progress::Busy;
-                }
-            }
         }
         progress
     }
@@ -102,7 +76,7 @@ impl CoreChannel {
         match self.gate(port.device()) {
             Gate::Wait => Progress::Idle,
             Gate::Fail(errno) => self.fail_port(index, errno),
-            Gate::Open(info) => self.send_port(index, &info, core),
+            Gate::Open(device) => self.send_port(index, device, core),
         }
     }
 
@@ -116,15 +90,18 @@ impl CoreChannel {
     fn send_port<F: Fabric>(
         &mut self,
         index: usize,
-        info: &DeviceInfo,
+        device: Usable,
         core: &mut Core<F>,
     ) -> Progress {
         let mut progress = Progress::Idle;
-        while self.machine.can_begin(PATH)
+        while self.may_take()
+            && let Some(path) = self.machine.choose(core.now)
             && let Some(request) = self.take(index)
         {
             progress = Progress::Busy;
-            if matches!(self.send(request, info, core), Sent::NotNow) {
+            if self.is_kept_back(&request) {
+                self.wait(request, core.now);
+            } else if matches!(self.send(request, path, device, core), Sent::NotNow) {
                 break;
             }
         }
@@ -140,19 +117,27 @@ impl CoreChannel {
             io,
             retries: 0,
             opening: Opening::None,
+            path: PathIndex::default(),
+            device_opening: 0,
+            begun: Nanos::ZERO,
+            waits_since: Nanos::ZERO,
+            held: None,
         })
     }
 
-    /// Sends one I/O. A permit is free, and the device takes I/O.
-    fn send<F: Fabric>(
+    /// Sends one I/O. A permit is free, the path has room, and the device takes I/O.
+    pub(super) fn send<F: Fabric>(
         &mut self,
-        request: IoRequest,
-        info: &DeviceInfo,
+        mut request: IoRequest,
+        path: PathIndex,
+        device: Usable,
         core: &mut Core<F>,
     ) -> Sent {
+        request.path = path;
+        request.device_opening = device.opening;
         let io = &request.io;
         let plan = IoPlan::new(
-            info,
+            &device.info,
             self.max_io_bytes,
             io.op,
             io.offset_blocks,
@@ -170,8 +155,8 @@ impl CoreChannel {
                 Ok(()) => {}
                 Err(Refused::Io(errno)) => self.finish(&request, Err(errno)),
                 Err(Refused::Path(what)) => {
-                    self.machine.fail(PATH, PathError::Fabric(what));
-                    self.retries.push_back(request);
+                    self.machine.fail(path, PathError::Fabric(what));
+                    self.wait(request, core.now);
                     return Sent::NotNow;
                 }
             },
@@ -202,16 +187,19 @@ impl CoreChannel {
             data_bytes,
             exposure,
         };
-        let post = match self.machine.begin(PATH, &wanted, core.now) {
+        let post = match self.machine.begin(request.path, &wanted, core.now) {
             Ok(post) => post,
             Err(error) => {
                 self.close(&request, core);
                 return Err(refusal(error));
             }
         };
-        match self.post(&post, data, message, core) {
+        match self.post(request.path, &post, data, message, core) {
             Ok(()) => {
-                self.count(direction, data_bytes);
+                self.count(&request, direction, data_bytes);
+                if request.retries == 0 {
+                    request.begun = core.now;
+                }
                 let position = self.position(post.msg_id);
                 self.requests[position] = Some(request);
                 Ok(())
@@ -226,6 +214,7 @@ impl CoreChannel {
 
     fn post<F: Fabric>(
         &mut self,
+        path: PathIndex,
         post: &Post,
         data: Sge,
         message: &Io,
@@ -234,7 +223,7 @@ impl CoreChannel {
         const MESSAGE: usize = Io::BYTES;
         let position = self.position(post.msg_id);
         let bytes = MESSAGE + usize::from(post.header_bytes);
-        let link = self.link.as_mut().ok_or(PostError::NotConnected)?;
+        let link = self.link(path).ok_or(PostError::NotConnected)?;
         let header = link
             .header(position, bytes)
             .ok_or(PostError::NotConnected)?;
@@ -270,7 +259,7 @@ impl CoreChannel {
             invalidation: Invalidation::None,
         };
         if core.caps.opens_by_window() && request.opening == Opening::None {
-            let link = self.link.as_mut().ok_or(GONE)?;
+            let link = self.link_mut(request.path).ok_or(GONE)?;
             let window = link.take_window().ok_or(GONE)?;
             match core.fabric.bind(link.conn(), window, key.mr, span) {
                 Ok(rkey) => exposure.rkey = rkey,
@@ -293,11 +282,8 @@ impl CoreChannel {
         request: &mut IoRequest,
         core: &mut Core<F>,
     ) -> Result<MemoryKey, Refused> {
-        let registrations = self
-            .link
-            .as_mut()
-            .and_then(Link::registrations)
-            .ok_or(GONE)?;
+        let link = self.link_mut(request.path).ok_or(GONE)?;
+        let registrations = link.registrations().ok_or(GONE)?;
         let span = request.io.buf;
         let known = registrations.key(&mut core.fabric, span);
         if let Some(key) = known.map_err(Refused::Io)? {
@@ -324,18 +310,20 @@ impl CoreChannel {
         Ok(Sge { span, lkey })
     }
 
-    fn count(&mut self, direction: Direction, data_bytes: u32) {
+    fn count(&mut self, request: &IoRequest, direction: Direction, data_bytes: u32) {
+        let stats = &mut self.paths[request.path.index()].stats;
         let bytes = u64::from(data_bytes) + Io::BYTES as u64;
         match direction {
             Direction::Read => {
-                self.stats.reads += 1;
-                self.stats.read_bytes += bytes;
+                stats.reads += 1;
+                stats.read_bytes += bytes;
             }
             Direction::Write => {
-                self.stats.writes += 1;
-                self.stats.write_bytes += bytes;
+                stats.writes += 1;
+                stats.write_bytes += bytes;
             }
         }
+        stats.failovered += u64::from(request.retries > 0);
     }
 
     pub(super) fn position(&self, msg_id: u16) -> usize {

@@ -4,10 +4,11 @@ use rnbd_base::Errno;
 use rnbd_bdev::Bdev;
 use rnbd_fabric::Fabric;
 use rnbd_proto::clt::{DeviceIndex, DeviceState};
-use rnbd_rtrs::clt::{PathIndex, PathState};
+use rnbd_rtrs::clt::{PathIndex, PathPolicy, Policy};
 
 use super::devices::Mapped;
-use super::{Home, PATH, Stage};
+use super::paths::no_path;
+use super::{Home, Stage};
 use crate::control::{ControlError, Reply};
 use crate::message::Command;
 use crate::options::Timeouts;
@@ -27,6 +28,13 @@ impl Home {
             Command::SetReconnect(attempts, delay, reply) => {
                 reply(self.set_reconnect(attempts, delay, core));
             }
+            Command::SetPolicy(policy, min_io, reply) => {
+                self.set_policy(policy, min_io, core);
+                reply(Ok(()));
+            }
+            Command::SetPreferred(path, reply) => reply(self.set_preferred(path)),
+            Command::AddPath(route, reply) => self.on_add_path(route, reply, core),
+            Command::RemovePath(path, reply) => self.remove_path(path, reply, core),
             Command::DisconnectPath(path, reply) => self.disconnect_path(path, reply, core),
             Command::ReconnectPath(path, reply) => self.reconnect_path(path, reply, core),
         }
@@ -112,38 +120,23 @@ impl Home {
         Ok(())
     }
 
-    fn disconnect_path<F: Fabric>(
-        &mut self,
-        path: PathIndex,
-        reply: Reply<()>,
-        core: &mut Core<F>,
-    ) {
-        if path != PATH {
-            return reply(Err(no_path(path)));
-        }
-        if self.path().state == PathState::Closed {
-            return reply(Ok(()));
-        }
-        self.disconnecting.push(reply);
-        self.machine.disconnect_path(path, core.now);
+    fn set_policy<F: Fabric>(&mut self, policy: Policy, min_io: u32, core: &Core<F>) {
+        let before = self.machine.config().policy;
+        let policy = PathPolicy {
+            policy,
+            min_io,
+            ..before
+        };
+        self.machine.set_policy(policy);
+        core.directory.set_policy(self.session, policy);
     }
 
-    fn reconnect_path<F: Fabric>(&mut self, path: PathIndex, reply: Reply<()>, core: &mut Core<F>) {
-        if path != PATH {
-            return reply(Err(no_path(path)));
-        }
-        if matches!(
-            self.path().state,
-            PathState::Connecting | PathState::Closing
-        ) {
-            let text = format!("the path is {}", self.path().state.as_str());
-            return reply(Err(ControlError::new(Errno::BUSY, text)));
-        }
-        self.reconnecting.push(reply);
-        self.machine.reconnect_path(path, core.now);
+    fn set_preferred(&mut self, path: PathIndex) -> Result<(), ControlError> {
+        self.paths.get(path).ok_or_else(|| no_path(path))?;
+        self.machine.set_policy(PathPolicy {
+            preferred: Some(path),
+            ..self.machine.config().policy
+        });
+        Ok(())
     }
-}
-
-fn no_path(path: PathIndex) -> ControlError {
-    ControlError::new(Errno::NOENT, format!("there is no path {}", path.0))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rnbd_base::Errno;
 use rnbd_fabric::Fabric;
 use rnbd_proto::clt::{ClientEvent, DeviceIndex, DeviceInfo, DeviceState};
+use rnbd_rtrs::clt::PathIndex;
 use rnbd_wire::Name;
 use uuid::{Uuid, uuid};
 
@@ -226,7 +227,8 @@ impl Home {
             (None, Some(mapped)) => self.on_first_open(index, info, mapped, core),
             (None, None) => {}
         }
-        self.set_view(index, DeviceView::Usable(info), core);
+        let opening = self.client.device(index).map_or(0, |device| device.opening);
+        self.set_view(index, DeviceView::Usable(info, opening), core);
         for reply in waiting {
             reply(Ok(()));
         }
@@ -468,36 +470,34 @@ impl Home {
         }
     }
 
-    /// Takes the last steps of a detach: the path when the devices are gone, then the rest.
+    /// Takes the last steps of a detach: the paths when the devices are gone, then the rest.
     /// Returns whether something was done.
     pub(super) fn finish_stage<F: Fabric>(&mut self, core: &mut Core<F>) -> bool {
         use rnbd_rtrs::clt::PathState::{Closed, Closing};
         if !matches!(self.stage, Stage::Detaching(_)) || !self.devices.is_empty() {
             return false;
         }
-        match self.path().state {
-            Closed => {
-                for &to in &self.cores {
-                    core.send(to, Message::RemoveChannel(self.session));
-                }
-                core.directory.remove(self.session);
-                if let Stage::Detaching(done) = std::mem::replace(&mut self.stage, Stage::Over) {
-                    done();
-                }
-                false
-            }
-            Closing => false,
-            _ => {
-                self.machine.disconnect_path(super::PATH, core.now);
-                true
+        let is_open = |index: &PathIndex| {
+            let path = self.machine.path(*index);
+            path.is_some_and(|path| !matches!(path.state, Closed | Closing))
+        };
+        let open = self.machine.paths().find(is_open);
+        if let Some(open) = open {
+            self.machine.disconnect_path(open, core.now);
+            return true;
+        }
+        if self.path_infos().all(|path| path.state == Closed) {
+            self.to_cores(core, Message::RemoveChannel);
+            core.directory.remove(self.session);
+            if let Stage::Detaching(done) = std::mem::replace(&mut self.stage, Stage::Over) {
+                done();
             }
         }
+        false
     }
 
     fn set_view<F: Fabric>(&self, index: DeviceIndex, view: DeviceView, core: &mut Core<F>) {
-        for &to in &self.cores {
-            core.send(to, Message::Device(self.session, index, view));
-        }
+        self.to_cores(core, |session| Message::Device(session, index, view));
     }
 }
 

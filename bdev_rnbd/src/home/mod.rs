@@ -2,6 +2,8 @@
 
 mod commands;
 mod devices;
+mod paths;
+mod report;
 mod service;
 
 use std::sync::Arc;
@@ -10,22 +12,17 @@ use rnbd_base::{CoreIndex, Errno, Nanos};
 use rnbd_fabric::{Addr, Completion, DomainId, Fabric, PrivateData};
 use rnbd_proto::clt::{Client, DeviceIndex};
 use rnbd_rtrs::clt::{
-    FromChannel, PathError, PathIndex, PathInfo, PathState, Session, SessionAction, SessionEvent,
+    FromChannel, PathError, PathIndex, QueueSizes, Session, SessionAction, SessionEvent,
 };
-use uuid::Uuid;
+use rnbd_wire::rtrs::ConReq;
 
-use crate::control::{
-    ControlError, ControllerInfo, ControllerState, PathReport, PathStats, ReconnectInfo, Reply,
-};
+use crate::control::{ControlError, Reply};
 use crate::message::{Attach, ChannelSetup, IoMode, Message, Route, SessionKey};
-use crate::notification::NotificationKind;
 use crate::options::{Options, Timeouts};
-use crate::shard::Core;
+use crate::shard::{Core, Role};
+use crate::write_gate::WriteGate;
 use devices::Devices;
-use service::Service;
-
-/// The only path of a session for now.
-const PATH: PathIndex = PathIndex(0);
+use paths::Paths;
 
 /// A session on its home core.
 pub(crate) struct Home {
@@ -33,18 +30,16 @@ pub(crate) struct Home {
     session: SessionKey,
     name: Arc<str>,
     sessname: String,
-    route: Route,
     options: Options,
     timeouts: Timeouts,
     /// Cores of the channels, by channel.
     cores: Vec<CoreIndex>,
     machine: Session,
     client: Client,
-    service: Service,
+    paths: Paths,
     devices: Devices,
     stage: Stage,
-    reconnecting: Vec<Reply<()>>,
-    disconnecting: Vec<Reply<()>>,
+    writes: WriteGate,
 }
 
 /// Where the session is in its life.
@@ -81,35 +76,34 @@ impl Home {
             reply,
         } = attach;
         let channels = u16::try_from(cores.len()).expect("there are fewer cores than 65536");
-        let config = options.session(&timeouts, channels, params.queue_depth);
-        let (session_uuid, path_uuid) = (uuid_from(core), uuid_from(core));
-        let seed = core.random.u64(..);
+        let mut config = options.session(&timeouts, channels, params.queue_depth);
+        config.policy = params.multipath.policy();
+        let route = Route {
+            dst: params.addr,
+            src: params.hostaddr,
+        };
         let mut home = Self {
             slot,
             session,
             name: params.name.as_str().into(),
             sessname: params.sessname,
-            route: Route {
-                dst: params.addr,
-                src: params.hostaddr,
-            },
             options,
             timeouts,
             cores,
-            machine: Session::new(sessname, session_uuid, path_uuid, config, seed),
+            machine: Session::new(sessname, uuid_from(core), config),
             client: Client::new(),
-            service: Service::default(),
+            paths: Paths::new(),
             devices: Devices::default(),
             stage: Stage::Attaching(Attaching {
                 wanted: params.devices,
                 mapped: Vec::new(),
                 reply,
             }),
-            reconnecting: Vec::new(),
-            disconnecting: Vec::new(),
+            writes: WriteGate::default(),
         };
         home.add_channels(core);
-        home.machine.start(core.now);
+        let added = home.add_path(route, None, core);
+        debug_assert!(added.is_ok(), "a session has room for its first path");
         home.run(core);
         home
     }
@@ -122,8 +116,9 @@ impl Home {
                 home: core.index,
                 index,
                 config: *self.machine.config(),
-                route: self.route,
                 retry_count: self.options.bdev_retry_count,
+                late: self.options.action_on_timeout.late(),
+                writes: self.writes.clone(),
             };
             core.send(to, Message::AddChannel(Box::new(setup)));
         }
@@ -152,33 +147,56 @@ impl Home {
 
     pub(crate) fn on_connected<F: Fabric>(
         &mut self,
+        path: PathIndex,
         domain: DomainId,
         private_data: &PrivateData,
         src: Addr,
         core: &mut Core<F>,
     ) {
-        match self.service.set_up(domain, src, core) {
+        let Some(service) = self.service_mut(path) else {
+            return;
+        };
+        match service.set_up(domain, src, core) {
             Ok(()) => {
                 let bytes = private_data.as_bytes();
-                self.machine.handle_connected(PATH, bytes, core.now);
+                self.machine.handle_connected(path, bytes, core.now);
             }
             Err(error) => {
                 log::warn!("{}: {error}", self.name);
                 let error = PathError::Fabric("memory for the connection could not be had");
-                self.machine.fail(PATH, error, core.now);
+                self.machine.fail(path, error, core.now);
             }
         }
         self.run(core);
     }
 
-    pub(crate) fn on_closed<F: Fabric>(&mut self, error: PathError, core: &mut Core<F>) {
-        self.service.release(core);
-        self.machine.handle_closed(PATH, error, core.now, |_, _| {});
+    pub(crate) fn on_closed<F: Fabric>(
+        &mut self,
+        path: PathIndex,
+        error: PathError,
+        core: &mut Core<F>,
+    ) {
+        if let Some(service) = self.service_mut(path) {
+            service.release(core);
+        }
+        self.end_connection(path, error, core);
         self.run(core);
     }
 
-    pub(crate) fn on_completion<F: Fabric>(&mut self, completion: &Completion, core: &mut Core<F>) {
-        self.handle_completion(completion, core);
+    /// Connection 0 of a path is gone, with the control message that was on it.
+    fn end_connection<F: Fabric>(&mut self, path: PathIndex, error: PathError, core: &Core<F>) {
+        let client = &mut self.client;
+        self.machine
+            .handle_closed(path, error, core.now, |_, _| client.handle_lost());
+    }
+
+    pub(crate) fn on_completion<F: Fabric>(
+        &mut self,
+        path: PathIndex,
+        completion: &Completion,
+        core: &mut Core<F>,
+    ) {
+        self.handle_completion(path, completion, core);
         self.run(core);
     }
 
@@ -191,9 +209,25 @@ impl Home {
         self.machine.next_deadline()
     }
 
-    pub(crate) fn on_not_connected<F: Fabric>(&mut self, device: DeviceIndex, core: &mut Core<F>) {
-        self.client.handle_not_connected(device);
+    pub(crate) fn on_not_connected<F: Fabric>(
+        &mut self,
+        device: DeviceIndex,
+        opening: u32,
+        core: &mut Core<F>,
+    ) {
+        self.client.handle_not_connected(device, opening);
         self.run(core);
+    }
+
+    /// Wakes the channels, each of which may have writes that waited.
+    pub(crate) fn on_writes_free<F: Fabric>(&self, core: &mut Core<F>) {
+        self.to_cores(core, |_| Message::Wake);
+    }
+
+    fn to_cores<F: Fabric>(&self, core: &mut Core<F>, message: impl Fn(SessionKey) -> Message) {
+        for &to in &self.cores {
+            core.send(to, message(self.session));
+        }
     }
 
     /// Does what the machines ask for until they ask for nothing more.
@@ -205,7 +239,9 @@ impl Home {
                 self.on_event(event, core);
             } else if let Some(event) = self.client.poll_event() {
                 self.on_device_event(event, core);
-            } else if let Some(message) = self.client.poll_message() {
+            } else if self.machine.can_begin()
+                && let Some(message) = self.client.poll_message()
+            {
                 self.send_control(&message, core);
             } else if !self.finish_stage(core) {
                 break;
@@ -219,47 +255,64 @@ impl Home {
                 let to = self.cores[usize::from(channel)];
                 core.send(to, Message::ToChannel(self.session, message));
             }
-            SessionAction::Disconnect { .. } => self.service.disconnect(core),
+            SessionAction::Disconnect { path } => {
+                if let Some(service) = self.service(path) {
+                    service.disconnect(core);
+                }
+            }
             SessionAction::Connect {
+                path,
                 request,
                 sizes,
                 timeout,
-                ..
-            } => {
-                let route = self.route;
-                let connected = self
-                    .service
-                    .connect(self.slot, &route, &request, sizes, timeout, core);
-                if let Err(error) = connected {
-                    log::warn!("{}: {error}", self.name);
-                    let error = PathError::Fabric("the connection could not be started");
-                    self.machine.handle_closed(PATH, error, core.now, |_, _| {});
-                }
-            }
-            SessionAction::PostInfoReceive { .. }
-            | SessionAction::SendInfo { .. }
-            | SessionAction::PostReceives { .. }
-            | SessionAction::SendImmediate { .. } => self.post(&action, core),
+            } => self.connect(path, &request, sizes, timeout, core),
+            SessionAction::PostInfoReceive { path, .. }
+            | SessionAction::SendInfo { path }
+            | SessionAction::PostReceives { path, .. }
+            | SessionAction::SendImmediate { path, .. } => self.post(path, &action, core),
+        }
+    }
+
+    fn connect<F: Fabric>(
+        &mut self,
+        path: PathIndex,
+        request: &ConReq,
+        sizes: QueueSizes,
+        timeout: Nanos,
+        core: &mut Core<F>,
+    ) {
+        let role = Role::Home(self.slot, path);
+        let Some(known) = self.paths.get_mut(path) else {
+            return;
+        };
+        let route = known.route;
+        let connected = known
+            .service
+            .connect(role, &route, request, sizes, timeout, core);
+        if let Err(error) = connected {
+            log::warn!("{}: {error}", self.name);
+            let error = PathError::Fabric("the connection could not be started");
+            self.end_connection(path, error, core);
         }
     }
 
     /// Posts on connection 0; a fabric that does not take it loses the path.
-    fn post<F: Fabric>(&mut self, action: &SessionAction, core: &mut Core<F>) {
+    fn post<F: Fabric>(&mut self, path: PathIndex, action: &SessionAction, core: &mut Core<F>) {
+        let info_req = self.machine.info_req();
+        let Some(service) = self.service_mut(path) else {
+            return;
+        };
         let posted = match action {
-            SessionAction::PostInfoReceive { bytes, .. } => {
-                self.service.post_info_receive(*bytes, core)
-            }
-            SessionAction::SendInfo { .. } => {
-                self.service.send_info(&self.machine.info_req(), core)
-            }
+            SessionAction::PostInfoReceive { bytes, .. } => service.post_info_receive(*bytes, core),
+            SessionAction::SendInfo { .. } => service.send_info(&info_req, core),
             SessionAction::PostReceives { count, bytes, .. } => {
-                self.service.post_receives(*count, *bytes, core)
+                service.post_receives(*count, *bytes, core)
             }
-            SessionAction::SendImmediate { imm, .. } => self.service.send_immediate(*imm, core),
+            SessionAction::SendImmediate { imm, .. } => service.send_immediate(*imm, core),
             _ => Ok(()),
         };
         if let Err(what) = posted {
-            self.machine.fail(PATH, PathError::Fabric(what), core.now);
+            self.machine.fail(path, PathError::Fabric(what), core.now);
         }
     }
 
@@ -267,14 +320,12 @@ impl Home {
 
     fn on_event<F: Fabric>(&mut self, event: SessionEvent, core: &mut Core<F>) {
         match event {
-            SessionEvent::Path { state, error, .. } => self.on_path(state, error, core),
-            SessionEvent::ReconnectFailed { error, .. } => {
-                log::info!("{}: reconnecting failed: {error}", self.name);
-                core.notify(
-                    NotificationKind::ReconnectFailed,
-                    format!("{}:{}", self.name, PATH.0),
-                );
-                self.answer_reconnecting(&Err(error));
+            SessionEvent::Path { path, state, error } => self.on_path(path, state, error, core),
+            SessionEvent::ReconnectFailed { path, error } => {
+                self.on_reconnect_failed(path, error, core);
+            }
+            SessionEvent::Fenced { path, by } => {
+                log::info!("{}: path {} is fenced: {by:?}", self.name, path.0);
             }
             SessionEvent::Up(params) => {
                 log::info!("{}: session {} is up", self.name, self.sessname);
@@ -297,32 +348,14 @@ impl Home {
         }
     }
 
-    fn on_path<F: Fabric>(&mut self, state: PathState, error: PathError, core: &mut Core<F>) {
-        let ctx = format!("{}:{}:{}", self.name, PATH.0, state.as_str());
-        core.notify(NotificationKind::PathState, ctx);
-        match state {
-            PathState::Connected => self.answer_reconnecting(&Ok(())),
-            PathState::Closed => {
-                self.answer_reconnecting(&Err(error));
-                for reply in self.disconnecting.drain(..) {
-                    reply(Ok(()));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn answer_reconnecting(&mut self, result: &Result<(), PathError>) {
-        for reply in self.reconnecting.drain(..) {
-            reply(result.map_err(|error| ControlError::new(error.errno(), error)));
-        }
-    }
-
     fn on_lost<F: Fabric>(&mut self, error: PathError, core: &mut Core<F>) {
         self.set_mode(IoMode::Fail(Errno::CONNABORTED), core);
         if matches!(self.stage, Stage::Attaching(_)) {
-            let dst = self.route.dst;
-            let text = format!("{dst} port {}: {error}", dst.port());
+            let dst = self.paths.iter().next().map(|(_, path)| path.route.dst);
+            let text = match dst {
+                Some(dst) => format!("{dst} port {}: {error}", dst.port()),
+                None => error.to_string(),
+            };
             self.fail_attach(ControlError::new(error.errno(), text), core);
         } else if !matches!(self.stage, Stage::Detaching(_)) {
             log::error!("{}: session {} is lost: {error}", self.name, self.sessname);
@@ -330,84 +363,7 @@ impl Home {
     }
 
     fn set_mode<F: Fabric>(&self, mode: IoMode, core: &mut Core<F>) {
-        for &to in &self.cores {
-            core.send(to, Message::Mode(self.session, mode));
-        }
-    }
-
-    // What is asked about it.
-
-    fn path(&self) -> PathInfo {
-        self.machine
-            .path(PATH)
-            .expect("a session has its first path")
-    }
-
-    fn state(&self) -> ControllerState {
-        let path = self.path();
-        match (&self.stage, path.state) {
-            (Stage::Detaching(_) | Stage::Over, _) => ControllerState::Deleting,
-            (_, PathState::Connected) => ControllerState::Enabled,
-            (_, PathState::Closed | PathState::Closing) => {
-                if path.error == PathError::Requested {
-                    ControllerState::Disabled
-                } else {
-                    ControllerState::Failed
-                }
-            }
-            _ => ControllerState::Reconnecting,
-        }
-    }
-
-    pub(crate) fn info<F: Fabric>(&self, core: &Core<F>) -> ControllerInfo {
-        let params = self.machine.params();
-        ControllerInfo {
-            name: self.name.to_string(),
-            sessname: self.sessname.clone(),
-            state: self.state(),
-            protocol_version: self.client.version(),
-            queue_depth: params.map_or(0, |params| params.queue_depth),
-            max_io_size: params.map_or(0, |params| params.max_io_bytes),
-            reconnect: ReconnectInfo {
-                attempts: self.path().attempts,
-                max: self.timeouts.max_reconnect_attempts,
-            },
-            home: core.index,
-            paths: vec![self.path_report(core)],
-            bdevs: self.devices.names(),
-        }
-    }
-
-    fn path_report<F: Fabric>(&self, core: &Core<F>) -> PathReport {
-        let path = self.path();
-        let is_down = path.state != PathState::Connected;
-        PathReport {
-            path_id: PATH.0,
-            state: path.state,
-            error: is_down.then(|| path.error.to_string()),
-            src_addr: self.service.src().or(self.route.src),
-            dst_addr: self.route.dst,
-            trtype: core.caps.trtype,
-            connections: self.machine.config().channels + 1,
-            uuid: Uuid::from_bytes(path.uuid),
-            hb_interval_ms: self.options.hb_interval_ms,
-            hb_missed: path.missed_heartbeats,
-            hb_rtt: path.heartbeat_rtt,
-        }
-    }
-
-    /// The home's part of a path's counters; its channels have the rest.
-    pub(crate) fn path_stats<F: Fabric>(&self, core: &Core<F>) -> PathStats {
-        let path = self.path();
-        PathStats {
-            controller: self.name.to_string(),
-            path_id: PATH.0,
-            path: self.path_report(core).name(),
-            reconnects_ok: path.reconnects_ok,
-            reconnects_failed: path.reconnects_failed,
-            hb_rtt: path.heartbeat_rtt,
-            ..PathStats::default()
-        }
+        self.to_cores(core, |session| Message::Mode(session, mode));
     }
 }
 
@@ -419,6 +375,6 @@ fn uuid_from<F: Fabric>(core: &mut Core<F>) -> [u8; 16] {
 
 impl std::fmt::Debug for Home {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Home({}, {:?})", self.name, self.path().state)
+        write!(f, "Home({})", self.name)
     }
 }

@@ -1,18 +1,19 @@
-//! Connection 0 of a session: the handshake, heartbeats and control messages on the fabric.
+//! Connection 0 of a path: the handshake, heartbeats and control messages on the fabric.
 
-use rnbd_base::Nanos;
+use rnbd_base::{Errno, Nanos};
 use rnbd_fabric::{
     Access, Addr, Completion, CompletionKind, ConnId, ConnectParams, DomainId, Fabric, FabricError,
     PrivateData, QpLimits, RemoteAddr, Sge, WorkRequest, WrOp,
 };
-use rnbd_mem::Pages;
+use rnbd_mem::{Pages, Span};
 use rnbd_proto::clt::ControlMessage;
 use rnbd_rtrs::clt::{
-    Direction, Exposure, Invalidation, PathError, Post, QueueSizes, Request, Step, Violation, WrId,
+    Direction, Exposure, Invalidation, PathError, PathIndex, Post, QueueSizes, Request, Step,
+    Violation, WrId,
 };
 use rnbd_wire::rtrs::{ConReq, InfoReq, ReadMsg, RkeyRsp};
 
-use super::{Home, PATH};
+use super::Home;
 use crate::memory::Arena;
 use crate::message::Route;
 use crate::shard::{Core, Role, arrival};
@@ -56,7 +57,7 @@ impl Service {
 
     pub(super) fn connect<F: Fabric>(
         &mut self,
-        slot: usize,
+        role: Role,
         route: &Route,
         request: &ConReq,
         sizes: QueueSizes,
@@ -76,7 +77,7 @@ impl Service {
             timeout_ns: timeout.0,
         };
         let conn = core.fabric.connect(&params, core.now)?;
-        core.assign(conn, Role::Home(slot));
+        core.assign(conn, role);
         self.conn = Some(conn);
         Ok(())
     }
@@ -235,6 +236,12 @@ impl Service {
         core.fabric.post(conn, &wr).map_err(|_| GONE)
     }
 
+    /// The memory of a receive, if it has some.
+    fn receive_buffer(&self, index: u32) -> Option<Span> {
+        let arena = self.arena.as_ref().filter(|_| self.receives_bytes)?;
+        Some(arena.span(Self::receive_at(index), RkeyRsp::BYTES))
+    }
+
     fn answer(&self, bytes: &mut [u8; ControlMessage::MAX_ANSWER_BYTES]) -> usize {
         if let Some(arena) = &self.arena {
             let span = arena.span(layout::ANSWER, self.answer_bytes);
@@ -247,83 +254,101 @@ impl Service {
 impl Home {
     pub(super) fn handle_completion<F: Fabric>(
         &mut self,
+        path: PathIndex,
         completion: &Completion,
         core: &mut Core<F>,
     ) {
         match (completion.kind, WrId::decode(completion.wr_id)) {
             (CompletionKind::Sent, _) | (_, None) => {}
-            (kind, Some(WrId::InfoResponse)) => self.on_info(kind, core),
-            (kind, Some(WrId::Receive(index))) => self.on_receive(kind, index, core),
+            (kind, Some(WrId::InfoResponse)) => self.on_info(path, kind, core),
+            (kind, Some(WrId::Receive(index))) => self.on_receive(path, kind, index, core),
             (_, Some(_)) => {}
         }
     }
 
-    fn on_info<F: Fabric>(&mut self, kind: CompletionKind, core: &mut Core<F>) {
+    fn on_info<F: Fabric>(&mut self, path: PathIndex, kind: CompletionKind, core: &mut Core<F>) {
+        let service = self.service_mut(path);
         let (
             CompletionKind::Recv {
                 bytes, imm: None, ..
             },
             Some(info),
-        ) = (kind, self.service.info.take())
+        ) = (kind, service.and_then(|service| service.info.take()))
         else {
             let error = Violation::InfoResponse("something else came");
-            self.machine.fail(PATH, error.into(), core.now);
+            self.machine.fail(path, error.into(), core.now);
             return;
         };
         let mut message = vec![0; bytes as usize];
         info.span(0, message.len()).read_at(0, &mut message);
         info.release(&mut core.fabric);
-        self.machine.handle_info_rsp(PATH, &message, core.now);
+        self.machine.handle_info_rsp(path, &message, core.now);
     }
 
-    fn on_receive<F: Fabric>(&mut self, kind: CompletionKind, index: u32, core: &mut Core<F>) {
-        let arena = self
-            .service
-            .arena
-            .as_ref()
-            .filter(|_| self.service.receives_bytes);
-        let buffer = arena.map(|arena| arena.span(Service::receive_at(index), RkeyRsp::BYTES));
-        let Some(arrival) = arrival(kind, buffer) else {
+    fn on_receive<F: Fabric>(
+        &mut self,
+        path: PathIndex,
+        kind: CompletionKind,
+        index: u32,
+        core: &mut Core<F>,
+    ) {
+        let Some(service) = self.service(path) else {
             return;
         };
-        let step = self.machine.handle_arrival(PATH, arrival, core.now);
-        if let Err(what) = self.service.post_receive(index, core) {
-            self.machine.fail(PATH, PathError::Fabric(what), core.now);
-        }
+        let Some(arrival) = arrival(kind, service.receive_buffer(index)) else {
+            return;
+        };
+        let reposted = service.post_receive(index, core);
+        let step = self.machine.handle_arrival(path, arrival, core.now);
         if let Step::Done(done) = step {
-            let mut bytes = [0; ControlMessage::MAX_ANSWER_BYTES];
-            let len = self.service.answer(&mut bytes);
-            self.client
-                .handle_answer(done.result.map(|()| &bytes[..len]));
+            self.on_answer(path, done.result);
         }
+        if let Err(what) = reposted {
+            self.machine.fail(path, PathError::Fabric(what), core.now);
+        }
+    }
+
+    fn on_answer(&mut self, path: PathIndex, result: Result<(), Errno>) {
+        let mut bytes = [0; ControlMessage::MAX_ANSWER_BYTES];
+        let len = self.service(path).map_or(0, |of| of.answer(&mut bytes));
+        self.client.handle_answer(result.map(|()| &bytes[..len]));
     }
 
     /// Sends a control message. Its permit is free, because only one is outstanding at a time.
     pub(super) fn send_control<F: Fabric>(&mut self, message: &ControlMessage, core: &mut Core<F>) {
-        let exposure = match message.direction {
-            Direction::Read => self.service.exposure(),
-            Direction::Write => None,
+        let Some(path) = self.machine.control_path() else {
+            return self.client.handle_lost();
         };
+        if let Err(what) = self.try_send_control(path, message, core) {
+            self.client.handle_lost();
+            self.machine.fail(path, PathError::Fabric(what), core.now);
+        }
+    }
+
+    fn try_send_control<F: Fabric>(
+        &mut self,
+        path: PathIndex,
+        message: &ControlMessage,
+        core: &mut Core<F>,
+    ) -> Posted {
+        let service = &mut self.paths.get_mut(path).ok_or(GONE)?.service;
         #[expect(clippy::cast_possible_truncation, reason = "at most 264")]
         let user_bytes = message.as_bytes().len() as u16;
         let request = Request {
             direction: message.direction,
             user_bytes,
             data_bytes: message.answer_bytes,
-            exposure,
+            exposure: match message.direction {
+                Direction::Read => service.exposure(),
+                Direction::Write => None,
+            },
         };
-        let posted = match self.machine.begin(&request, core.now) {
-            Ok((_, post)) => {
-                let posted = self.service.post_control(&post, message, core);
-                if posted.is_err() {
-                    self.machine.abort(post.msg_id);
-                }
-                posted
-            }
-            Err(_) => Err("a control message cannot begin"),
-        };
-        if let Err(what) = posted {
-            self.machine.fail(PATH, PathError::Fabric(what), core.now);
+        let post = self.machine.begin(path, &request, core.now);
+        let post = post.map_err(|_| "a control message cannot begin")?;
+        let posted = service.post_control(&post, message, core);
+        if posted.is_err() {
+            self.machine.abort(post.msg_id);
         }
+        posted
     }
 }

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use bdev_rnbd::{AttachParams, DeviceParams, InitiatorConfig, InitiatorControl, InitiatorShard};
+use bdev_rnbd::{
+    AttachParams, DeviceParams, InitiatorConfig, InitiatorControl, InitiatorShard, Multipath,
+};
 use rnbd_base::{CoreIndex, Nanos, NoWake, Poll};
 use rnbd_bdev::{Channel, MallocBdev, MallocOptions, Registry};
 use rnbd_fabric::tcp::{TcpConfig, TcpFabric};
@@ -131,6 +133,7 @@ pub(crate) fn attached(memory: &Memory, new_rkey: bool) -> (Pair, Channel) {
         num_io_queues: 0,
         queue_depth: 0,
         timeouts: None,
+        multipath: Multipath::default(),
         devices: vec![device],
     };
     let (tx, rx) = mpsc::channel();

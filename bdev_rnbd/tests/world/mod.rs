@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
 use bdev_rnbd::{
-    AttachParams, ControlError, DeviceParams, InitiatorConfig, InitiatorControl, InitiatorShard,
-    Notification, Reply,
+    AttachParams, ControlError, ControllerInfo, DeviceParams, InitiatorConfig, InitiatorControl,
+    InitiatorShard, Multipath, Notification, Options, PathStats, Reply,
 };
 use rnbd_base::{CoreIndex, Errno, Nanos, NoWake, Poll, Progress};
 use rnbd_bdev::{BdevIo, Channel, Desc, IoOp, MallocBdev, MallocOptions, Registry};
@@ -19,11 +19,22 @@ use rnbd_proto::target::{
     TargetConfig, TargetHandle, TargetShard, build,
 };
 use rnbd_rtrs::HeartbeatConfig;
+use rnbd_rtrs::srv::ExtensionConfig;
 use rnbd_wire::rnbd::AccessMode;
 
 pub(crate) const BLOCK: usize = 512;
-const TARGET: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-const INITIATOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+/// An address of the target, on the network of a path.
+pub(crate) const fn target_ip(net: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, net, 1))
+}
+
+/// An address of the initiator, on the network of a path.
+pub(crate) const fn initiator_ip(net: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, net, 2))
+}
+
+const TARGET: IpAddr = target_ip(0);
+const INITIATOR: IpAddr = initiator_ip(0);
 
 const DISKS: [&str; 2] = ["disk0", "disk1"];
 
@@ -32,10 +43,14 @@ pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) initiator_cores: u16,
     pub(crate) target_cores: u16,
+    /// Networks between the two.
+    pub(crate) nets: u8,
     pub(crate) queue_depth: u16,
     pub(crate) new_rkey: bool,
     /// How the target watches its clients.
     pub(crate) heartbeat: HeartbeatConfig,
+    /// Whether the target knows more than a kernel does.
+    pub(crate) extension: bool,
     pub(crate) plan: FaultPlan,
 }
 
@@ -45,9 +60,11 @@ impl Default for Setup {
             seed: 1,
             initiator_cores: 1,
             target_cores: 1,
+            nets: 1,
             queue_depth: 16,
             new_rkey: false,
             heartbeat: HeartbeatConfig::default(),
+            extension: true,
             plan: FaultPlan::default(),
         }
     }
@@ -60,6 +77,8 @@ pub(crate) struct World {
     pub(crate) target_registry: Registry,
     target_memory: Memory,
     targets: Vec<TargetShard<SimFabric>>,
+    /// Times that the target was started.
+    starts: u64,
     pub(crate) target: Option<TargetHandle>,
     shards: Vec<InitiatorShard<SimFabric>>,
     pub(crate) initiator: Arc<dyn InitiatorControl>,
@@ -72,6 +91,10 @@ impl World {
     /// A target that exports `disk0` and `disk1`, of 1024 blocks each, and an initiator.
     pub(crate) fn new(setup: Setup) -> Self {
         let network = SimNetwork::new(setup.seed, setup.plan.clone());
+        for net in 1..setup.nets {
+            network.add_address(TARGET, target_ip(net));
+            network.add_address(INITIATOR, initiator_ip(net));
+        }
         let target_memory = Memory::new(MemoryConfig::default());
         let target_registry = Registry::new(target_memory.clone());
         for name in DISKS {
@@ -88,6 +111,7 @@ impl World {
             target_registry,
             target_memory,
             targets: Vec::new(),
+            starts: 0,
             target: None,
             shards,
             initiator,
@@ -105,6 +129,11 @@ impl World {
         config.rtrs.chunk_bytes = 32 * 1024;
         config.rtrs.new_rkey = self.setup.new_rkey;
         config.rtrs.heartbeat = self.setup.heartbeat;
+        self.starts += 1;
+        config.rtrs.extension = self.setup.extension.then_some(ExtensionConfig {
+            instance: self.starts,
+            heartbeat: HeartbeatConfig::PEER,
+        });
         let services = Services {
             memory: self.target_memory.clone(),
             registry: self.target_registry.clone(),
@@ -120,14 +149,21 @@ impl World {
         };
         let parts = (0..self.setup.target_cores).map(part).collect();
         let (handle, shards) = build(config, &services, parts).unwrap();
-        let (tx, rx) = mpsc::channel();
-        let reply = Box::new(move |result| tx.send(result).unwrap());
-        handle
-            .add_listener(target_addr(), ListenOptions::default(), reply)
-            .unwrap();
         self.targets = shards;
+        let listening = (0..self.setup.nets).map(|net| {
+            let (tx, rx) = mpsc::channel();
+            let reply = Box::new(move |result| tx.send(result).unwrap());
+            let addr = target_addr_on(net);
+            handle
+                .add_listener(addr, ListenOptions::default(), reply)
+                .unwrap();
+            rx
+        });
+        let listening: Vec<_> = listening.collect();
         self.target = Some(handle);
-        self.until("the target listens", |_| rx.try_recv().is_ok());
+        for rx in listening {
+            self.until("the target listens", |_| rx.try_recv().is_ok());
+        }
     }
 
     /// The target's process ends at once, and its memory with it.
@@ -200,6 +236,47 @@ impl World {
     pub(crate) fn attach(&mut self, devices: &[&str]) -> Result<Vec<String>, ControlError> {
         let params = attach_params(devices);
         self.call(|control, reply| control.attach_controller(params, reply))
+    }
+
+    /// Adds a path on a network; returns its number.
+    pub(crate) fn add_path(&mut self, net: u8) -> Result<u16, ControlError> {
+        let host = Some(initiator_addr_on(net));
+        self.call(|control, reply| {
+            control.add_path("r0", target_addr_on(net), host, reply);
+        })
+    }
+
+    /// A session with a path on each network, and `disk0` mapped.
+    pub(crate) fn with_all_paths(setup: Setup, options: Options) -> Self {
+        let nets = setup.nets;
+        let mut world = Self::new(setup);
+        world.initiator.set_options(options).unwrap();
+        world.attach(&["disk0"]).unwrap();
+        for net in 1..nets {
+            assert_eq!(world.add_path(net).unwrap(), u16::from(net));
+        }
+        world
+    }
+
+    /// Nothing passes on a network any more in either direction, and nobody is told.
+    pub(crate) fn cut(&self, net: u8) {
+        self.network.cut(initiator_ip(net), target_ip(net));
+        self.network.cut(target_ip(net), initiator_ip(net));
+    }
+
+    pub(crate) fn heal(&self, net: u8) {
+        self.network.heal(initiator_ip(net), target_ip(net));
+        self.network.heal(target_ip(net), initiator_ip(net));
+    }
+
+    pub(crate) fn controller(&mut self) -> ControllerInfo {
+        let found = self.call(|control, reply| control.get_controllers(Some("r0"), reply));
+        found.unwrap().pop().unwrap()
+    }
+
+    pub(crate) fn stats(&mut self) -> Vec<PathStats> {
+        self.call(|control, reply| control.path_stats(Some("r0"), reply))
+            .unwrap()
     }
 
     pub(crate) fn open(&self, bdev: &str, core: u16) -> User {
@@ -299,7 +376,15 @@ pub(crate) fn make_disk_of(registry: &Registry, memory: &Memory, name: &str, num
 }
 
 pub(crate) fn target_addr() -> Addr {
-    Addr::Ip(SocketAddr::new(TARGET, 1234))
+    target_addr_on(0)
+}
+
+pub(crate) fn target_addr_on(net: u8) -> Addr {
+    Addr::Ip(SocketAddr::new(target_ip(net), 1234))
+}
+
+pub(crate) fn initiator_addr_on(net: u8) -> Addr {
+    Addr::Ip(SocketAddr::new(initiator_ip(net), 0))
 }
 
 pub(crate) fn attach_params(devices: &[&str]) -> AttachParams {
@@ -312,6 +397,7 @@ pub(crate) fn attach_params(devices: &[&str]) -> AttachParams {
         num_io_queues: 0,
         queue_depth: 0,
         timeouts: None,
+        multipath: Multipath::default(),
         devices: devices.iter().map(|path| device(path)).collect(),
     }
 }

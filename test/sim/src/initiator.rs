@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bdev_rnbd::{
     AttachParams, ControlError, ControllerInfo, Initiator, InitiatorConfig, InitiatorControl,
-    InitiatorShard, Options, PathStats,
+    InitiatorShard, Multipath, Options, PathStats,
 };
 use fastrand::Rng;
 use rnbd_base::{CoreIndex, Nanos, NoWake, Wake};
@@ -248,6 +248,7 @@ impl InitiatorHost {
             num_io_queues: 0,
             queue_depth: 0,
             timeouts: None,
+            multipath: Multipath::default(),
             devices: disks.iter().map(Mapping::params).collect(),
         }
     }

@@ -312,6 +312,7 @@ fn rtrs(rng: &mut Rng) -> srv::Config {
 
 fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
     let interval_ms = heartbeat.interval.as_duration().as_millis();
+    let interval_ms = u32::try_from(interval_ms).unwrap_or(u32::MAX);
     let one_in_four = |rng: &mut Rng| rng.u8(..4) == 0;
     Options {
         timeouts: Timeouts {
@@ -327,8 +328,11 @@ fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
         } else {
             0
         },
-        hb_interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX),
+        hb_interval_ms: interval_ms,
         hb_missed_max: heartbeat.missed_max,
+        peer_hb_interval_ms: interval_ms,
+        peer_hb_missed_max: heartbeat.missed_max,
+        ..Options::default()
     }
 }
 

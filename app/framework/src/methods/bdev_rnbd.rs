@@ -1,9 +1,13 @@
+mod paths;
 mod report;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bdev_rnbd::{AttachParams, DeviceParams, InitiatorControl, Reply, Timeouts, UnmapMode};
+use bdev_rnbd::{
+    AttachParams, DeviceParams, InitiatorControl, Options, Reply, TimeoutAction, Timeouts,
+    UnmapMode,
+};
 use rnbd_base::Errno;
 use rnbd_rpc::{RpcError, RpcResult};
 use serde::Deserialize;
@@ -12,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Methods, NoParams};
 use crate::access::Access;
-use crate::address::{AdrFam, TrType, literal, resolve};
+use crate::address::{AdrFam, TrType, resolve};
 use crate::initiator::{ask, rpc_error};
 use crate::system::System;
 
@@ -21,17 +25,7 @@ pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add("bdev_rnbd_attach_controller", attach_controller);
     methods.add("bdev_rnbd_detach_controller", detach_controller);
     methods.add("bdev_rnbd_get_controllers", get_controllers);
-    methods.add("bdev_rnbd_set_reconnect", set_reconnect);
-    methods.add("bdev_rnbd_disconnect_path", |system, params: OnePath| {
-        done(system, move |initiator, reply| {
-            initiator.disconnect_path(&params.name, params.path_id, reply);
-        })
-    });
-    methods.add("bdev_rnbd_reconnect_path", |system, params: OnePath| {
-        done(system, move |initiator, reply| {
-            initiator.reconnect_path(&params.name, params.path_id, reply);
-        })
-    });
+    paths::register(methods);
     register_devices(methods);
     register_stats(methods);
 }
@@ -61,11 +55,6 @@ fn register_stats(methods: &mut Methods<'_>) {
         get_io_paths(system)
     });
     methods.add("bdev_rnbd_get_path_stats", get_path_stats);
-    methods.add("bdev_rnbd_reset_path_stats", |system, params: Name| {
-        done(system, move |initiator, reply| {
-            initiator.reset_path_stats(&params.name, reply);
-        })
-    });
     methods.add(
         "bdev_rnbd_get_transport_statistics",
         |system, NoParams {}| get_transport_statistics(system),
@@ -90,12 +79,6 @@ struct Name {
 #[derive(Deserialize)]
 struct MaybeName {
     name: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct OnePath {
-    name: String,
-    path_id: u16,
 }
 
 #[derive(Deserialize)]
@@ -142,32 +125,59 @@ struct SetOptions {
     reconnect_jitter_sec: Option<u32>,
     bdev_retry_count: Option<i32>,
     io_timeout_ms: Option<u32>,
+    action_on_timeout: Option<ActionOnTimeout>,
     hb_interval_ms: Option<u32>,
     hb_missed_max: Option<u32>,
+    peer_hb_interval_ms: Option<u32>,
+    peer_hb_missed_max: Option<u32>,
+    fence: Option<bool>,
+    fence_timeout_ms: Option<u32>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ActionOnTimeout {
+    None,
+    Reset,
+    Abort,
+}
+
+impl From<ActionOnTimeout> for TimeoutAction {
+    fn from(action: ActionOnTimeout) -> Self {
+        match action {
+            ActionOnTimeout::None => Self::None,
+            ActionOnTimeout::Reset => Self::Reset,
+            ActionOnTimeout::Abort => Self::Abort,
+        }
+    }
+}
+
+impl SetOptions {
+    /// `base` with what was given.
+    fn over(self, base: Options) -> Options {
+        Options {
+            timeouts: self.timeouts.over(base.timeouts).unwrap_or(base.timeouts),
+            reconnect_jitter_sec: self
+                .reconnect_jitter_sec
+                .unwrap_or(base.reconnect_jitter_sec),
+            bdev_retry_count: self.bdev_retry_count.unwrap_or(base.bdev_retry_count),
+            io_timeout_ms: self.io_timeout_ms.unwrap_or(base.io_timeout_ms),
+            action_on_timeout: self
+                .action_on_timeout
+                .map_or(base.action_on_timeout, TimeoutAction::from),
+            hb_interval_ms: self.hb_interval_ms.unwrap_or(base.hb_interval_ms),
+            hb_missed_max: self.hb_missed_max.unwrap_or(base.hb_missed_max),
+            peer_hb_interval_ms: self.peer_hb_interval_ms.unwrap_or(base.peer_hb_interval_ms),
+            peer_hb_missed_max: self.peer_hb_missed_max.unwrap_or(base.peer_hb_missed_max),
+            fence: self.fence.unwrap_or(base.fence),
+            fence_timeout_ms: self.fence_timeout_ms.unwrap_or(base.fence_timeout_ms),
+        }
+    }
 }
 
 fn set_options(system: &System, params: SetOptions) -> RpcResult {
     let initiator = system.initiator.get(system);
-    let mut options = initiator.options();
-    options.timeouts = params
-        .timeouts
-        .over(options.timeouts)
-        .unwrap_or(options.timeouts);
-    if let Some(seconds) = params.reconnect_jitter_sec {
-        options.reconnect_jitter_sec = seconds;
-    }
-    if let Some(count) = params.bdev_retry_count {
-        options.bdev_retry_count = count;
-    }
-    if let Some(ms) = params.io_timeout_ms {
-        options.io_timeout_ms = ms;
-    }
-    if let Some(ms) = params.hb_interval_ms {
-        options.hb_interval_ms = ms;
-    }
-    if let Some(missed) = params.hb_missed_max {
-        options.hb_missed_max = missed;
-    }
+    let options = params.over(initiator.options());
     initiator
         .set_options(options)
         .map_err(|error| rpc_error(&error))?;
@@ -187,8 +197,18 @@ struct AttachController {
     queue_depth: u16,
     #[serde(flatten)]
     timeouts: TimeoutParams,
+    multipath: MultipathMode,
+    #[serde(default)]
+    multipath_opts: paths::MultipathOpts,
     #[serde(default)]
     devices: Vec<Device>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum MultipathMode {
+    Disable,
+    Multipath,
 }
 
 #[derive(Deserialize)]
@@ -212,11 +232,7 @@ impl From<Device> for DeviceParams {
 
 async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcResult {
     let initiator = system.initiator.with_transport(params.trtype, &system)?;
-    let hostaddr = params
-        .hostaddr
-        .as_deref()
-        .map(|host| literal(host, "0", None))
-        .transpose()?;
+    let hostaddr = paths::host(params.hostaddr.as_deref())?;
     let attach = AttachParams {
         trtype: params.trtype.name(),
         addr: resolve(&params.traddr, &params.trsvcid, params.adrfam)?,
@@ -226,6 +242,7 @@ async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcR
         num_io_queues: params.num_io_queues,
         queue_depth: params.queue_depth,
         timeouts: params.timeouts.over(initiator.options().timeouts),
+        multipath: params.multipath_opts.over(params.multipath),
         devices: params.devices.into_iter().map(DeviceParams::from).collect(),
     };
     let names = ask(|reply| initiator.attach_controller(attach, reply)).await?;
@@ -266,21 +283,6 @@ fn none_attached(name: Option<&str>) -> RpcResult {
             Err(RpcError::errno(Errno::NODEV, text))
         }
     }
-}
-
-#[derive(Deserialize)]
-struct SetReconnect {
-    name: String,
-    max_reconnect_attempts: Option<i32>,
-    reconnect_delay_sec: Option<u32>,
-}
-
-async fn set_reconnect(system: Rc<System>, params: SetReconnect) -> RpcResult {
-    let (attempts, delay) = (params.max_reconnect_attempts, params.reconnect_delay_sec);
-    done(system, move |initiator, reply| {
-        initiator.set_reconnect(&params.name, attempts, delay, reply);
-    })
-    .await
 }
 
 #[derive(Deserialize)]

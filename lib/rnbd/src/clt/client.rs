@@ -67,8 +67,10 @@ pub enum ClientEvent {
 enum Task {
     SessInfo,
     Open(DeviceIndex),
-    /// The device, if it is still known, and its id on the server.
-    Close(Option<DeviceIndex>, u32),
+    /// A device that is being unmapped.
+    Close(DeviceIndex),
+    /// What the server opened under this id for nobody.
+    CloseId(u32),
 }
 
 /// The devices of a session and the messages that keep them open.
@@ -176,12 +178,12 @@ impl Client {
             return Err(Errno::ALREADY);
         }
         device.unmapping = true;
-        match (session_up, device.state, device.info) {
-            (true, DeviceState::Open, Some(info)) => {
-                self.tasks
-                    .push_back(Task::Close(Some(index), info.device_id));
-            }
-            _ => self.forget(index),
+        let is_known = matches!(device.state, DeviceState::Open | DeviceState::Closed);
+        if session_up && is_known {
+            self.tasks.retain(|task| *task != Task::Open(index));
+            self.tasks.push_back(Task::Close(index));
+        } else {
+            self.forget(index);
         }
         Ok(())
     }
@@ -197,6 +199,7 @@ impl Client {
     /// The session came up: everything is opened again.
     pub fn handle_session_up(&mut self) {
         self.session_up = true;
+        self.outstanding = None;
         self.tasks.clear();
         self.tasks.push_back(Task::SessInfo);
         let mapped = (0..).map(DeviceIndex).zip(&self.devices);
@@ -224,9 +227,23 @@ impl Client {
         }
     }
 
-    /// The server does not know the device any more: an I/O was answered `ENOTCONN`.
-    pub fn handle_not_connected(&mut self, index: DeviceIndex) {
-        self.close(index);
+    /// The outstanding message was lost with its path, and can not do anything any more when the
+    /// next one is sent: it is sent again.
+    pub fn handle_lost(&mut self) {
+        if let Some(task) = self.outstanding.take() {
+            self.tasks.push_front(task);
+        }
+    }
+
+    /// The server does not know the device any more: an I/O was answered `ENOTCONN` that was made
+    /// for the opening with this number. Of an older one it says nothing.
+    pub fn handle_not_connected(&mut self, index: DeviceIndex, opening: u32) {
+        if self
+            .device(index)
+            .is_some_and(|device| device.opening == opening)
+        {
+            self.close(index);
+        }
     }
 
     fn close(&mut self, index: DeviceIndex) {
@@ -244,8 +261,8 @@ impl Client {
         match self.outstanding.take() {
             Some(Task::SessInfo) => self.on_sess_info(result),
             Some(Task::Open(index)) => self.on_open(index, result),
-            Some(Task::Close(Some(index), _)) => self.forget(index),
-            Some(Task::Close(None, _)) | None => {}
+            Some(Task::Close(index)) => self.forget(index),
+            Some(Task::CloseId(_)) | None => {}
         }
     }
 
@@ -288,7 +305,7 @@ impl Client {
     /// Gives back what the server opened for nobody, before an OPEN of the same name that may wait:
     /// a server answers that one with the device that it has open already.
     fn close_first(&mut self, device_id: u32) {
-        self.tasks.push_front(Task::Close(None, device_id));
+        self.tasks.push_front(Task::CloseId(device_id));
     }
 
     fn on_open_failed(&mut self, index: DeviceIndex, errno: Errno) {
@@ -318,11 +335,30 @@ impl Client {
         }
         loop {
             let task = self.tasks.pop_front()?;
+            if let Task::Close(index) = task
+                && self.id_to_close(index).is_none()
+            {
+                self.forget(index);
+                continue;
+            }
             if let Some(message) = self.message(task) {
                 self.outstanding = Some(task);
                 return Some(message);
             }
         }
+    }
+
+    /// The id of a device that is to be closed; `None` if another one has it: a server that has
+    /// closed a device by itself may give its id to the next.
+    fn id_to_close(&self, index: DeviceIndex) -> Option<u32> {
+        let id = self.device(index)?.info?.device_id;
+        let has_it = |device: &MappedDevice| {
+            let info = device.info.filter(|_| device.state == DeviceState::Open);
+            info.is_some_and(|info| info.device_id == id)
+        };
+        let mut others = self.devices().filter(|(other, _)| *other != index);
+        let is_taken = others.any(|(_, device)| has_it(device));
+        (!is_taken).then_some(id)
     }
 
     fn message(&self, task: Task) -> Option<ControlMessage> {
@@ -340,9 +376,8 @@ impl Client {
                 };
                 ControlMessage::new(&open.to_bytes(), Direction::Read, OpenRsp::BYTES)
             }
-            Task::Close(_, device_id) => {
-                ControlMessage::new(&Close { device_id }.to_bytes(), Direction::Write, 0)
-            }
+            Task::Close(index) => close_message(self.id_to_close(index)?),
+            Task::CloseId(device_id) => close_message(device_id),
         })
     }
 
@@ -350,4 +385,8 @@ impl Client {
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
+}
+
+fn close_message(device_id: u32) -> ControlMessage {
+    ControlMessage::new(&Close { device_id }.to_bytes(), Direction::Write, 0)
 }

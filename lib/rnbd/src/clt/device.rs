@@ -59,6 +59,8 @@ pub struct MappedDevice {
     pub state: DeviceState,
     /// What the server said about it last.
     pub info: Option<DeviceInfo>,
+    /// How often the server opened it.
+    pub opening: u32,
     /// It is being unmapped.
     pub unmapping: bool,
 }
@@ -79,6 +81,7 @@ impl MappedDevice {
             access_mode,
             state: DeviceState::Init,
             info: None,
+            opening: 0,
             unmapping: false,
         }
     }
@@ -88,6 +91,7 @@ impl MappedDevice {
             Some(before) => info.continues(before).map(|()| info),
             None => Ok(info),
         };
+        self.opening = self.opening.wrapping_add(1);
         match said.and_then(continues) {
             Ok(info) => {
                 self.state = DeviceState::Open;

@@ -7,6 +7,9 @@ use rnbd_wire::rnbd::{AccessMode, CachePolicy, Open, OpenRsp, Request, SessInfoR
 
 use super::{Client, ClientEvent, DeviceIndex, DeviceInfo, DeviceState, IoPlan};
 
+/// A CLOSE of the device with id 7.
+const CLOSE_7: [u8; 8] = [5, 0, 0, 0, 7, 0, 0, 0];
+
 /// A vector of the protocol's reference, as bytes.
 fn vector(name: &str) -> Vec<u8> {
     let all = include_str!("../../../../test/protocol-vectors.json");
@@ -150,7 +153,7 @@ fn unmapping_closes_the_device_on_the_server() {
     client.unmap(index).unwrap();
     assert_eq!(client.unmap(index), Err(Errno::ALREADY));
     let message = client.poll_message().unwrap();
-    assert_eq!(message.as_bytes(), [5, 0, 0, 0, 7, 0, 0, 0]);
+    assert_eq!(message.as_bytes(), CLOSE_7);
     assert_eq!(
         (message.direction, message.answer_bytes),
         (Direction::Write, 0)
@@ -171,9 +174,8 @@ fn unmapping_needs_no_server_while_the_session_is_down() {
 
 #[test]
 fn a_late_answer_is_not_taken_for_another_device() {
-    let (mut client, index) = with_device();
-    client.handle_not_connected(index);
-    client.reopen(index).unwrap();
+    let mut client = up();
+    let index = client.map(name("ram0"), AccessMode::ReadWrite).unwrap();
     client.poll_message().unwrap();
     client.unmap(index).unwrap();
     let other = client.map(name("ram1"), AccessMode::ReadWrite).unwrap();
@@ -181,34 +183,85 @@ fn a_late_answer_is_not_taken_for_another_device() {
     events(&mut client);
     client.handle_answer(Ok(&rsp(7, 1000).to_bytes()));
     assert_eq!(events(&mut client), []);
-    let messages: Vec<_> = std::iter::from_fn(|| {
-        let message = client.poll_message()?;
-        client.handle_answer(Err(Errno::IO));
-        Some(message.as_bytes().to_vec())
-    })
-    .collect();
-    assert!(
-        messages.contains(&vec![5, 0, 0, 0, 7, 0, 0, 0]),
-        "the late one is closed again"
-    );
+    let message = client.poll_message().unwrap();
+    assert_eq!(message.as_bytes(), CLOSE_7, "the late one is closed again");
 }
 
 #[test]
 fn a_late_answer_is_closed_before_the_same_name_is_opened_again() {
-    let (mut client, index) = with_device();
-    client.handle_not_connected(index);
-    client.reopen(index).unwrap();
+    let mut client = up();
+    let index = client.map(name("ram0"), AccessMode::ReadWrite).unwrap();
     client.poll_message().unwrap();
     client.unmap(index).unwrap();
     client.map(name("ram0"), AccessMode::ReadWrite).unwrap();
     client.handle_answer(Ok(&rsp(7, 1000).to_bytes()));
-    let close = client.poll_message().unwrap();
-    assert_eq!(close.as_bytes(), [5, 0, 0, 0, 7, 0, 0, 0]);
+    assert_eq!(client.poll_message().unwrap().as_bytes(), CLOSE_7);
     client.handle_answer(Ok(&[]));
     assert_eq!(
         client.poll_message().unwrap().as_bytes(),
         vector("rnbd_open_rw")
     );
+}
+
+#[test]
+fn a_device_that_was_closed_is_closed_at_the_server_when_it_is_unmapped() {
+    let (mut client, index) = with_device();
+    client.handle_not_connected(index, 1);
+    events(&mut client);
+    client.reopen(index).unwrap();
+    client.poll_message().unwrap();
+    client.unmap(index).unwrap();
+    client.handle_answer(Ok(&rsp(8, 1000).to_bytes()));
+    let message = client.poll_message().unwrap();
+    assert_eq!(message.as_bytes(), [5, 0, 0, 0, 8, 0, 0, 0]);
+    client.handle_answer(Ok(&[]));
+    assert!(events(&mut client).contains(&ClientEvent::Unmapped(index)));
+}
+
+#[test]
+fn the_id_of_a_device_that_the_server_closed_may_be_another_device_by_now() {
+    let (mut client, index) = with_device();
+    client.handle_not_connected(index, 1);
+    client.map(name("ram1"), AccessMode::ReadWrite).unwrap();
+    client.poll_message().unwrap();
+    client.handle_answer(Ok(&rsp(7, 1000).to_bytes()));
+    events(&mut client);
+    client.unmap(index).unwrap();
+    assert_eq!(client.poll_message(), None);
+    assert_eq!(events(&mut client), [ClientEvent::Unmapped(index)]);
+}
+
+#[test]
+fn what_is_said_of_an_earlier_opening_leaves_the_present_one_alone() {
+    let (mut client, index) = with_device();
+    assert_eq!(client.device(index).unwrap().opening, 1);
+    client.reopen(index).unwrap();
+    client.poll_message().unwrap();
+    client.handle_answer(Ok(&rsp(7, 1000).to_bytes()));
+    events(&mut client);
+    client.handle_not_connected(index, 1);
+    assert_eq!(events(&mut client), []);
+    client.handle_not_connected(index, 2);
+    assert_eq!(events(&mut client), [ClientEvent::Closed(index)]);
+}
+
+#[test]
+fn a_message_that_was_lost_with_its_path_is_sent_again() {
+    let mut client = up();
+    client.map(name("ram0"), AccessMode::ReadWrite).unwrap();
+    let open = client.poll_message().unwrap();
+    assert_eq!(client.poll_message(), None);
+    client.handle_lost();
+    assert_eq!(client.poll_message(), Some(open));
+}
+
+#[test]
+fn a_session_that_is_up_again_awaits_no_old_answer() {
+    let (mut client, index) = with_device();
+    client.reopen(index).unwrap();
+    client.poll_message().unwrap();
+    client.handle_session_up();
+    assert!(client.poll_message().is_some());
 }
 
 #[test]
@@ -343,6 +396,7 @@ enum Input {
     Poll,
     Answer(Result<Vec<u8>, Errno>),
     NotConnected(u16),
+    Lost,
 }
 
 fn any_input() -> impl Strategy<Value = Input> {
@@ -361,6 +415,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         3 => Just(Input::Poll),
         3 => answer.prop_map(Input::Answer),
         1 => (0..4_u16).prop_map(Input::NotConnected),
+        1 => Just(Input::Lost),
     ]
 }
 
@@ -388,7 +443,8 @@ proptest! {
                 Input::Answer(answer) => {
                     client.handle_answer(answer.as_deref().map_err(|errno| *errno));
                 }
-                Input::NotConnected(index) => client.handle_not_connected(DeviceIndex(index)),
+                Input::NotConnected(index) => client.handle_not_connected(DeviceIndex(index), 1),
+                Input::Lost => client.handle_lost(),
             }
             while client.poll_event().is_some() {}
         }

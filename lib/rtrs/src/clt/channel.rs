@@ -23,10 +23,11 @@ use super::credit::Credit;
 use super::error::{PathError, Violation};
 use super::lane::{Arrival, BeginError, Ended, Lane, Step};
 use super::messages::{Attempt, FromChannel, PathIndex, ToChannel};
-use super::params::{PathParams, reject_errno};
+use super::outputs::QueueSizes;
+use super::params::{ChunkTable, PathParams, reject_errno};
 use super::permits::{PermitPlan, PermitRange};
+use super::policy::{Candidate, Chooser};
 use super::request::{Post, Request};
-use super::session::QueueSizes;
 use super::wr_id::WrId;
 
 /// What the owner of a channel is to do, in this order.
@@ -68,6 +69,11 @@ pub struct Channel {
     config: SessionConfig,
     lane: Lane,
     paths: Vec<Link>,
+    /// Those that requests may use, in the order of their indexes.
+    up: Vec<PathIndex>,
+    chooser: Chooser,
+    /// Lost lives of paths for which the server may still be doing something.
+    unfenced: Vec<Attempt>,
     actions: VecDeque<ChannelAction>,
     next_tick: Option<Nanos>,
 }
@@ -80,6 +86,15 @@ struct Link {
     error: Option<PathError>,
     credit: Credit,
     heard: bool,
+    /// Since when requests are outstanding and none was answered.
+    silent_since: Nanos,
+    latency: Option<Nanos>,
+    /// Requests used this life of the path.
+    was_up: bool,
+    /// That a request is overdue was said.
+    told: bool,
+    /// The session said so before the end of the connection was known here.
+    is_fenced: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,19 +108,25 @@ enum LinkState {
 }
 
 impl Channel {
-    /// Channel `index` of a session with `paths` paths.
+    /// How long requests may go unanswered on a path before others are preferred.
+    const SILENCE: Nanos = Nanos::from_millis(100);
+
+    /// Channel `index` of a session.
     #[must_use]
-    pub fn new(index: u16, config: SessionConfig, paths: usize) -> Self {
-        let mut links = Vec::with_capacity(paths);
-        links.resize_with(paths, Link::default);
-        Self {
+    pub fn new(index: u16, config: SessionConfig) -> Self {
+        let mut channel = Self {
             index,
             config,
-            lane: Lane::new(PermitRange::default(), paths),
-            paths: links,
-            actions: VecDeque::with_capacity(8 * paths.max(1)),
+            lane: Lane::new(PermitRange::default()),
+            paths: Vec::new(),
+            up: Vec::new(),
+            chooser: Chooser::default(),
+            unfenced: Vec::new(),
+            actions: VecDeque::with_capacity(16),
             next_tick: None,
-        }
+        };
+        channel.chooser.config = config.policy;
+        channel
     }
 
     /// The permits of this channel; none before the first connection.
@@ -120,21 +141,98 @@ impl Channel {
         self.lane.in_flight()
     }
 
-    /// Whether a request could begin now on a path that is up.
+    /// Requests outstanding on a path.
     #[must_use]
-    pub fn can_begin(&self, path: PathIndex) -> bool {
-        let link = self.paths.get(path.index());
-        self.lane.has_permit() && link.is_some_and(|link| link.credit.has_room())
+    pub fn in_flight_on(&self, path: PathIndex) -> u16 {
+        self.lane.in_flight_on(path)
     }
 
-    /// The path that the next request should use; `None` while none is up.
+    /// Whether requests may use the path.
     #[must_use]
-    pub fn usable_path(&self) -> Option<PathIndex> {
-        (0..)
-            .map(PathIndex)
-            .zip(&self.paths)
-            .find(|(_, link)| link.state == LinkState::Up)
-            .map(|(path, _)| path)
+    pub fn is_path_up(&self, path: PathIndex) -> bool {
+        self.up.contains(&path)
+    }
+
+    /// Whether requests may use some path.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !self.up.is_empty()
+    }
+
+    /// The path that got the last request.
+    #[must_use]
+    pub fn current_path(&self) -> Option<PathIndex> {
+        self.chooser.current()
+    }
+
+    /// The last heartbeat's round trip on a path.
+    #[must_use]
+    pub fn latency(&self, path: PathIndex) -> Option<Nanos> {
+        self.paths.get(path.index())?.latency
+    }
+
+    /// Whether a request could begin now.
+    #[must_use]
+    pub fn can_begin(&self) -> bool {
+        self.lane.has_permit() && self.up.iter().any(|path| self.has_room(*path))
+    }
+
+    /// The path that the next request should use; `None` while there is no permit, or no path that
+    /// has room.
+    #[must_use]
+    pub fn choose(&self, now: Nanos) -> Option<PathIndex> {
+        if !self.lane.has_permit() {
+            return None;
+        }
+        if let [only] = self.up[..] {
+            return self.has_room(only).then_some(only);
+        }
+        let with_room = self.up.iter().filter(|path| self.has_room(**path));
+        self.chooser
+            .choose(with_room.map(|path| self.candidate(*path, now)))
+    }
+
+    fn has_room(&self, path: PathIndex) -> bool {
+        self.paths[path.index()].credit.has_room()
+    }
+
+    fn candidate(&self, path: PathIndex, now: Nanos) -> Candidate {
+        let link = &self.paths[path.index()];
+        let in_flight = self.lane.in_flight_on(path);
+        let is_silent = in_flight > 0 && now.since(link.silent_since) > Self::SILENCE;
+        Candidate {
+            path,
+            in_flight,
+            latency: link.latency,
+            is_slow: is_silent || in_flight >= self.share(),
+        }
+    }
+
+    /// How many permits a path may hold as long as another one could use them: not all, so that
+    /// a path that has died unnoticed does not take the last.
+    fn share(&self) -> u16 {
+        let permits = self.lane.range().count;
+        permits - permits.div_ceil(4)
+    }
+
+    /// Whether the server does nothing more for requests of that lost life of a path.
+    #[must_use]
+    pub fn is_fenced(&self, attempt: Attempt) -> bool {
+        !self.unfenced.contains(&attempt)
+    }
+
+    /// Why a path is being given up, if it is from here.
+    #[must_use]
+    pub fn failure(&self, path: PathIndex) -> Option<PathError> {
+        self.paths.get(path.index())?.error
+    }
+
+    /// The present life of a path, or its last.
+    #[must_use]
+    pub fn attempt(&self, path: PathIndex) -> Attempt {
+        self.paths
+            .get(path.index())
+            .map_or(Attempt::default(), |link| link.attempt)
     }
 
     /// What is to be done; to be asked after every input until there is nothing.
@@ -157,27 +255,59 @@ impl Channel {
                 chunks,
             } => {
                 if let Some(params) = self.established(*path, *attempt) {
-                    self.lane.path_up(*path, &params, chunks);
-                    let permits = self.lane.range().count;
-                    let link = &mut self.paths[path.index()];
-                    link.state = LinkState::Up;
-                    link.credit.reset(permits);
-                    self.next_tick = Some(now + self.tick());
-                    self.actions.push_back(ChannelAction::Up(*path));
+                    self.on_up(*path, &params, chunks, now);
                 }
             }
-            ToChannel::Close { path, attempt } => {
-                if self.paths[path.index()].attempt == *attempt {
-                    self.fail(*path, PathError::Requested);
+            ToChannel::Close { path, attempt } => self.on_close(*path, *attempt),
+            ToChannel::Fenced { path, attempt } => self.on_fenced(*path, *attempt),
+            ToChannel::Latency { path, latency } => {
+                if let Some(link) = self.paths.get_mut(path.index()) {
+                    link.latency = Some(*latency);
                 }
             }
+            ToChannel::Policy(policy) => self.chooser.config = *policy,
         }
     }
 
     fn established(&self, path: PathIndex, attempt: Attempt) -> Option<PathParams> {
-        let link = &self.paths[path.index()];
+        let link = self.paths.get(path.index())?;
         let matches = link.state == LinkState::Established && link.attempt == attempt;
         link.params.filter(|_| matches)
+    }
+
+    fn on_up(&mut self, path: PathIndex, params: &PathParams, chunks: &ChunkTable, now: Nanos) {
+        self.lane.path_up(path, params, chunks);
+        let permits = self.lane.range().count;
+        let link = &mut self.paths[path.index()];
+        link.state = LinkState::Up;
+        link.was_up = true;
+        link.credit.reset(permits);
+        self.next_tick.get_or_insert(now + self.tick());
+        let place = self.up.partition_point(|other| *other < path);
+        self.up.insert(place, path);
+        self.actions.push_back(ChannelAction::Up(path));
+    }
+
+    /// Closing what is being closed already is done again: the fabric may be slow to say so.
+    fn on_close(&mut self, path: PathIndex, attempt: Attempt) {
+        let Some(link) = self.paths.get(path.index()) else {
+            return;
+        };
+        match link.state {
+            _ if link.attempt != attempt => {}
+            LinkState::Closing => self.actions.push_back(ChannelAction::Disconnect(path)),
+            _ => self.fail(path, PathError::Requested),
+        }
+    }
+
+    fn on_fenced(&mut self, path: PathIndex, attempt: Attempt) {
+        self.unfenced.retain(|unfenced| *unfenced != attempt);
+        self.lane.release_ghosts(attempt);
+        if let Some(link) = self.paths.get_mut(path.index())
+            && link.attempt == attempt
+        {
+            link.is_fenced = true;
+        }
     }
 
     fn on_connect(
@@ -190,13 +320,18 @@ impl Channel {
         let depth = self.config.usable_depth(params.queue_depth);
         let plan = PermitPlan::new(depth, self.config.channels)
             .expect("the session connects channels only when all get permits");
-        self.lane.set_range(plan.channel(self.index));
+        let count = self.paths.len().max(path.index() + 1);
+        self.paths.resize_with(count, Link::default);
         self.paths[path.index()] = Link {
             state: LinkState::Connecting,
             attempt,
             params: Some(*params),
             ..Link::default()
         };
+        if !self.lane.set_range(plan.channel(self.index)) {
+            let what = "another queue depth while requests are outstanding";
+            return self.end(path, Violation::ConnectionResponse(what).into(), 0);
+        }
         self.actions.push_back(ChannelAction::Connect {
             path,
             request: *request,
@@ -207,7 +342,9 @@ impl Channel {
 
     /// The connection of a path is up, and this is what the server's accept carried.
     pub fn handle_connected(&mut self, path: PathIndex, private_data: &[u8]) {
-        let link = &mut self.paths[path.index()];
+        let Some(link) = self.paths.get_mut(path.index()) else {
+            return;
+        };
         if link.state != LinkState::Connecting {
             return;
         }
@@ -234,14 +371,33 @@ impl Channel {
     }
 
     /// The connection of a path is gone, or could not be made. Each request of the path that was
-    /// outstanding is told of, and its permit is free again.
+    /// outstanding is told of. The permits of those that were not answered may stay taken until
+    /// the path is fenced: those of a server whose paths share their chunks.
     pub fn handle_closed(
         &mut self,
         path: PathIndex,
         error: PathError,
-        tell: impl FnMut(u16, Ended),
+        mut tell: impl FnMut(u16, Ended),
     ) {
-        self.lane.end_path(path, tell);
+        let Some(link) = self.paths.get(path.index()) else {
+            return;
+        };
+        let (attempt, is_unfenced) = (link.attempt, link.was_up && !link.is_fenced);
+        let has_own_chunks = link.params.is_some_and(|params| params.has_fence());
+        if is_unfenced && link.state != LinkState::Down {
+            self.unfenced.push(attempt);
+        }
+        let haunted = (is_unfenced && !has_own_chunks).then_some(attempt);
+        let mut unanswered = 0;
+        self.lane.end_path(path, haunted, |msg_id, ended| {
+            unanswered += u16::from(ended == Ended::Unknown);
+            tell(msg_id, ended);
+        });
+        self.end(path, error, unanswered);
+    }
+
+    fn end(&mut self, path: PathIndex, error: PathError, unanswered: u16) {
+        self.up.retain(|up| *up != path);
         let link = &mut self.paths[path.index()];
         if link.state == LinkState::Down {
             return;
@@ -253,17 +409,21 @@ impl Channel {
             path,
             attempt,
             error,
+            unanswered,
         });
     }
 
     /// Gives a path up, for example because posting on it failed.
     pub fn fail(&mut self, path: PathIndex, error: PathError) {
-        let link = &mut self.paths[path.index()];
+        let Some(link) = self.paths.get_mut(path.index()) else {
+            return;
+        };
         if matches!(link.state, LinkState::Down | LinkState::Closing) {
             return;
         }
         link.state = LinkState::Closing;
         link.error = Some(error);
+        self.up.retain(|up| *up != path);
         self.lane.path_down(path);
         self.actions.push_back(ChannelAction::Disconnect(path));
     }
@@ -278,11 +438,17 @@ impl Channel {
         request: &Request,
         now: Nanos,
     ) -> Result<Post, BeginError> {
-        if !self.can_begin(path) {
+        let link = self.paths.get_mut(path.index());
+        let link = link.ok_or(BeginError::PathDown)?;
+        if !link.credit.has_room() {
             return Err(BeginError::NoPermit);
         }
         let post = self.lane.begin(path, request, now)?;
-        self.paths[path.index()].credit.on_post(post.signaled);
+        link.credit.on_post(post.signaled);
+        if self.lane.in_flight_on(path) == 1 {
+            link.silent_since = now;
+        }
+        self.chooser.on_begin(path);
         Ok(post)
     }
 
@@ -293,8 +459,12 @@ impl Channel {
     }
 
     /// A receive of a path's connection completed. A server that breaks the rules loses the path.
-    pub fn handle_arrival(&mut self, path: PathIndex, arrival: Arrival) -> Step {
-        self.paths[path.index()].heard = true;
+    pub fn handle_arrival(&mut self, path: PathIndex, arrival: Arrival, now: Nanos) -> Step {
+        let Some(link) = self.paths.get_mut(path.index()) else {
+            return Step::Wait;
+        };
+        link.heard = true;
+        link.silent_since = now;
         match self.lane.on_answer(path, arrival) {
             Ok(step) => step,
             Err(violation) => {
@@ -313,10 +483,13 @@ impl Channel {
 
     /// An operation of a path's connection completed; all that ask for it must be reported.
     pub fn handle_sent(&mut self, path: PathIndex, id: WrId) -> Step {
-        self.paths[path.index()].credit.on_sent();
+        let Some(link) = self.paths.get_mut(path.index()) else {
+            return Step::Wait;
+        };
+        link.credit.on_sent();
         match id {
-            WrId::Request(msg_id) => self.lane.on_sent(msg_id),
-            WrId::Invalidate(msg_id) => self.lane.on_invalidated(msg_id),
+            WrId::Request(msg_id) => self.lane.on_sent(path, msg_id),
+            WrId::Invalidate(msg_id) => self.lane.on_invalidated(path, msg_id),
             _ => Step::Wait,
         }
     }
@@ -327,8 +500,8 @@ impl Channel {
     }
 
     /// What [`Step::Invalidate`] asks for was done, on a fabric that does it at once.
-    pub fn handle_invalidated(&mut self, msg_id: u16) -> Step {
-        self.lane.on_invalidated(msg_id)
+    pub fn handle_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
+        self.lane.on_invalidated(path, msg_id)
     }
 
     /// Looks after request timeouts and tells the session which paths are alive.
@@ -356,7 +529,15 @@ impl Channel {
             oldest.is_some_and(|posted_at| now.since(posted_at) >= limit)
         };
         if self.config.request_timeout.is_some_and(overdue) {
+            self.on_overdue(path);
+        }
+    }
+
+    fn on_overdue(&mut self, path: PathIndex) {
+        if self.config.timeout_costs_path {
             self.fail(path, PathError::RequestTimedOut);
+        } else if !std::mem::replace(&mut self.paths[path.index()].told, true) {
+            log::warn!("path {}: {}", path.0, PathError::RequestTimedOut);
         }
     }
 
@@ -367,7 +548,8 @@ impl Channel {
     }
 
     fn tick(&self) -> Nanos {
-        let heard = self.config.heartbeat.interval.0 / 2;
+        let (kernel, peer) = (&self.config.heartbeat, &self.config.peer_heartbeat);
+        let heard = kernel.interval.min(peer.interval).0 / 2;
         let requests = self.config.request_timeout.map_or(heard, |t| t.0 / 4);
         Nanos(heard.min(requests).max(1_000_000))
     }

@@ -1,5 +1,7 @@
 use rnbd_base::Nanos;
 
+use super::params::PathParams;
+use super::policy::PathPolicy;
 use crate::HeartbeatConfig;
 
 /// When a lost path is tried again, and for how long.
@@ -41,11 +43,22 @@ pub struct SessionConfig {
     pub queue_depth: u16,
     /// How long each connection and the `INFO_RSP` may take.
     pub connect_timeout: Nanos,
-    /// How long a request may stay unanswered before its path is given up; `None` leaves it to the
-    /// heartbeat.
+    /// How long a request may stay unanswered before something is done about it; `None` leaves it
+    /// to the heartbeat.
     pub request_timeout: Option<Nanos>,
-    /// How the server is watched.
+    /// Whether a request that is overdue costs its path, or is only talked of in the log.
+    pub timeout_costs_path: bool,
+    /// How a server is watched that agreed to nothing beside the kernel's protocol.
     pub heartbeat: HeartbeatConfig,
+    /// How one of our own is watched.
+    pub peer_heartbeat: HeartbeatConfig,
+    /// Whether to offer servers the fence.
+    pub offer_fence: bool,
+    /// How long after its loss a path of a server without the fence may still be doing something,
+    /// unless it comes back before; zero not to wait at all.
+    pub fence_timeout: Nanos,
+    /// How paths share the requests.
+    pub policy: PathPolicy,
     /// What happens when a path is lost.
     pub reconnect: ReconnectPolicy,
 }
@@ -57,13 +70,27 @@ impl Default for SessionConfig {
             queue_depth: 0,
             connect_timeout: Nanos::from_secs(30),
             request_timeout: None,
+            timeout_costs_path: true,
             heartbeat: HeartbeatConfig::default(),
+            peer_heartbeat: HeartbeatConfig::PEER,
+            offer_fence: true,
+            fence_timeout: Nanos::from_secs(35),
+            policy: PathPolicy::default(),
             reconnect: ReconnectPolicy::default(),
         }
     }
 }
 
 impl SessionConfig {
+    /// How the server of a path is watched, once it said its parameters.
+    #[must_use]
+    pub fn heartbeat_of(&self, params: Option<&PathParams>) -> HeartbeatConfig {
+        match params.and_then(|params| params.agreement) {
+            Some(_) => self.peer_heartbeat,
+            None => self.heartbeat,
+        }
+    }
+
     /// How many of a server's chunks the session uses.
     pub(super) fn usable_depth(&self, server: u16) -> u16 {
         match self.queue_depth {

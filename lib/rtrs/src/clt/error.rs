@@ -72,6 +72,21 @@ pub enum PathError {
         /// Now.
         is: u16,
     },
+    /// A path's server carries less in one request than that of the session's other paths.
+    #[error("the server of this path carries {is} bytes in one request, that of the others {was}")]
+    MaxIoDiffers {
+        /// On the other paths.
+        was: u32,
+        /// Here.
+        is: u32,
+    },
+    /// Another process answered at the address of another path of the server's, so this one's
+    /// server is gone.
+    #[error("the server was restarted")]
+    ServerRestarted,
+    /// The server said over another path that it does not know the session.
+    #[error("the server does not know the session any more")]
+    SessionUnknown,
     /// The queue is too short for the session's I/O queues.
     #[error(transparent)]
     QueueTooShallow(#[from] super::QueueTooShallow),
@@ -86,10 +101,14 @@ impl PathError {
             Self::Refused => Errno::CONNREFUSED,
             Self::Unreachable => Errno::HOSTUNREACH,
             Self::TimedOut | Self::HeartbeatLost | Self::RequestTimedOut => Errno::TIMEDOUT,
-            Self::PeerClosed | Self::Fabric(_) => Errno::CONNRESET,
+            Self::PeerClosed | Self::Fabric(_) | Self::ServerRestarted | Self::SessionUnknown => {
+                Errno::CONNRESET
+            }
             Self::Requested => Errno::CANCELED,
             Self::Violation(_) | Self::Version(_) => Errno::PROTO,
-            Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_) => Errno::INVAL,
+            Self::QueueDepthChanged { .. }
+            | Self::MaxIoDiffers { .. }
+            | Self::QueueTooShallow(_) => Errno::INVAL,
         }
     }
 

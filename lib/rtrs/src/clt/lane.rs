@@ -6,7 +6,7 @@ use rnbd_wire::{Imm, ImmLayout};
 use thiserror::Error;
 
 use super::error::Violation;
-use super::messages::PathIndex;
+use super::messages::{Attempt, PathIndex};
 use super::params::{Chunk, ChunkTable, PathParams};
 use super::permits::PermitRange;
 use super::request::{Direction, Done, Exposure, Invalidation, Next, Outstanding, Post, Request};
@@ -74,8 +74,16 @@ pub enum Ended {
 pub(super) struct Lane {
     range: PermitRange,
     free: Vec<u16>,
-    slots: Vec<Option<Outstanding>>,
+    slots: Vec<Option<Slot>>,
     paths: Vec<LanePath>,
+}
+
+/// Who holds a permit.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Request(Outstanding),
+    /// Nobody, but the server may still use the chunk for a request of this lost life of a path.
+    Ghost(Attempt),
 }
 
 /// A path as the requests of one connection see it.
@@ -83,6 +91,7 @@ pub(super) struct Lane {
 struct LanePath {
     wire: Option<Wire>,
     chunks: Vec<Chunk>,
+    in_flight: u16,
     /// The key of a send with invalidate whose answer has not come yet.
     invalidated: Option<u32>,
     unsignaled: u16,
@@ -96,27 +105,29 @@ struct Wire {
 }
 
 impl Lane {
-    pub(super) fn new(range: PermitRange, paths: usize) -> Self {
+    pub(super) fn new(range: PermitRange) -> Self {
         let mut lane = Self {
             range: PermitRange::default(),
             free: Vec::new(),
             slots: Vec::new(),
             paths: Vec::new(),
         };
-        lane.paths.resize_with(paths, LanePath::default);
         lane.set_range(range);
         lane
     }
 
-    /// Takes other permits. Only while none is held.
-    pub(super) fn set_range(&mut self, range: PermitRange) {
+    /// Takes other permits; `false`, and nothing changed, while one of the old ones is held.
+    pub(super) fn set_range(&mut self, range: PermitRange) -> bool {
         if range == self.range {
-            return;
+            return true;
         }
-        assert_eq!(self.in_flight(), 0, "permits change only between requests");
+        if self.in_flight() > 0 {
+            return false;
+        }
         self.range = range;
         self.slots = vec![None; usize::from(range.count)];
         self.free = (range.first..range.first + range.count).rev().collect();
+        true
     }
 
     pub(super) fn range(&self) -> PermitRange {
@@ -131,7 +142,16 @@ impl Lane {
         !self.free.is_empty()
     }
 
+    /// Requests outstanding on a path.
+    pub(super) fn in_flight_on(&self, path: PathIndex) -> u16 {
+        self.paths
+            .get(path.index())
+            .map_or(0, |path| path.in_flight)
+    }
+
     pub(super) fn path_up(&mut self, path: PathIndex, params: &PathParams, chunks: &ChunkTable) {
+        let count = self.paths.len().max(path.index() + 1);
+        self.paths.resize_with(count, LanePath::default);
         let target = &mut self.paths[path.index()];
         target.chunks.clear();
         let mine = chunks.range(self.range);
@@ -149,7 +169,9 @@ impl Lane {
 
     /// No new request uses the path. Its outstanding ones stay until [`Lane::end_path`].
     pub(super) fn path_down(&mut self, path: PathIndex) {
-        self.paths[path.index()].wire = None;
+        if let Some(path) = self.paths.get_mut(path.index()) {
+            path.wire = None;
+        }
     }
 
     pub(super) fn begin(
@@ -158,7 +180,8 @@ impl Lane {
         request: &Request,
         now: Nanos,
     ) -> Result<Post, BeginError> {
-        let target = &mut self.paths[path.index()];
+        let target = self.paths.get_mut(path.index());
+        let target = target.ok_or(BeginError::PathDown)?;
         let wire = target.wire.ok_or(BeginError::PathDown)?;
         let message = Message::new(request);
         let start = request.data_bytes + u32::from(request.user_bytes);
@@ -168,7 +191,8 @@ impl Lane {
         let msg_id = self.free.pop().ok_or(BeginError::NoPermit)?;
         let position = usize::from(msg_id - self.range.first);
         let outstanding = Outstanding::new(request, path, now);
-        self.slots[position] = Some(outstanding);
+        self.slots[position] = Some(Slot::Request(outstanding));
+        target.in_flight += 1;
         Ok(Post {
             msg_id,
             chunk: target.chunks[position],
@@ -193,7 +217,9 @@ impl Lane {
         path: PathIndex,
         arrival: Arrival,
     ) -> Result<Step, Violation> {
-        let target = &mut self.paths[path.index()];
+        let Some(target) = self.paths.get_mut(path.index()) else {
+            return Ok(Step::Wait);
+        };
         let Some(wire) = target.wire else {
             return Ok(Step::Wait);
         };
@@ -235,8 +261,8 @@ impl Lane {
         };
         let outstanding = Violation::NotOutstanding(msg_id);
         let position = self.range.position(msg_id).ok_or(outstanding)?;
-        let slot = self.slots[position].as_mut().ok_or(outstanding)?;
-        if slot.path != path || slot.answer.is_some() {
+        let slot = request_of(&mut self.slots[position], path).ok_or(outstanding)?;
+        if slot.answer.is_some() {
             return Err(outstanding);
         }
         let target = &mut self.paths[path.index()];
@@ -248,19 +274,24 @@ impl Lane {
         Ok(self.follow(position, next))
     }
 
-    pub(super) fn on_sent(&mut self, msg_id: u16) -> Step {
-        self.advance(msg_id, Outstanding::on_sent)
+    pub(super) fn on_sent(&mut self, path: PathIndex, msg_id: u16) -> Step {
+        self.advance(path, msg_id, Outstanding::on_sent)
     }
 
-    pub(super) fn on_invalidated(&mut self, msg_id: u16) -> Step {
-        self.advance(msg_id, Outstanding::on_invalidated)
+    pub(super) fn on_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
+        self.advance(path, msg_id, Outstanding::on_invalidated)
     }
 
-    fn advance(&mut self, msg_id: u16, input: impl FnOnce(&mut Outstanding) -> Next) -> Step {
+    fn advance(
+        &mut self,
+        path: PathIndex,
+        msg_id: u16,
+        input: impl FnOnce(&mut Outstanding) -> Next,
+    ) -> Step {
         let Some(position) = self.range.position(msg_id.into()) else {
             return Step::Wait;
         };
-        match self.slots[position].as_mut().map(input) {
+        match request_of(&mut self.slots[position], path).map(input) {
             Some(next) => self.follow(position, next),
             None => Step::Wait,
         }
@@ -284,34 +315,71 @@ impl Lane {
 
     fn release(&mut self, msg_id: u16) {
         let position = usize::from(msg_id - self.range.first);
-        if self.slots[position].take().is_some() {
+        if let Some(Slot::Request(request)) = self.slots[position].take() {
+            self.paths[request.path.index()].in_flight -= 1;
             self.free.push(msg_id);
         }
     }
 
-    /// Ends all requests of a path whose connection is gone, and tells of each.
-    pub(super) fn end_path(&mut self, path: PathIndex, mut tell: impl FnMut(u16, Ended)) {
+    /// Ends all requests of a path whose connection is gone, and tells of each. With `haunted`,
+    /// the life of the path that is over, the permits of those without an answer stay taken until
+    /// [`Lane::release_ghosts`]; without it they are free at once.
+    pub(super) fn end_path(
+        &mut self,
+        path: PathIndex,
+        haunted: Option<Attempt>,
+        mut tell: impl FnMut(u16, Ended),
+    ) {
         self.path_down(path);
         for position in 0..self.range.count {
-            let Some(slot) = self.slots[usize::from(position)] else {
+            let slot = &mut self.slots[usize::from(position)];
+            let Some(request) = request_of(slot, path).copied() else {
                 continue;
             };
-            if slot.path == path {
-                let msg_id = self.range.first + position;
-                self.release(msg_id);
-                tell(msg_id, slot.answer.map_or(Ended::Unknown, Ended::Answered));
+            let msg_id = self.range.first + position;
+            self.release(msg_id);
+            if let (None, Some(attempt)) = (request.answer, haunted) {
+                self.haunt(msg_id, attempt);
+            }
+            let ended = request.answer.map_or(Ended::Unknown, Ended::Answered);
+            tell(msg_id, ended);
+        }
+    }
+
+    fn haunt(&mut self, msg_id: u16, attempt: Attempt) {
+        self.free.retain(|free| *free != msg_id);
+        let position = usize::from(msg_id - self.range.first);
+        self.slots[position] = Some(Slot::Ghost(attempt));
+    }
+
+    /// The server does nothing more for that life of a path: its permits are free.
+    pub(super) fn release_ghosts(&mut self, attempt: Attempt) {
+        for (slot, msg_id) in self.slots.iter_mut().zip(self.range.first..) {
+            if matches!(slot, Some(Slot::Ghost(of)) if *of == attempt) {
+                *slot = None;
+                self.free.push(msg_id);
             }
         }
     }
 
     /// When the oldest unanswered request of a path was posted.
     pub(super) fn oldest(&self, path: PathIndex) -> Option<Nanos> {
-        self.slots
-            .iter()
-            .flatten()
-            .filter(|slot| slot.path == path && slot.answer.is_none())
-            .map(|slot| slot.posted_at)
+        let requests = self.slots.iter().filter_map(|slot| match slot {
+            Some(Slot::Request(request)) => Some(request),
+            _ => None,
+        });
+        requests
+            .filter(|request| request.path == path && request.answer.is_none())
+            .map(|request| request.posted_at)
             .min()
+    }
+}
+
+/// The request that holds a permit, if it is one of this path.
+fn request_of(slot: &mut Option<Slot>, path: PathIndex) -> Option<&mut Outstanding> {
+    match slot {
+        Some(Slot::Request(request)) if request.path == path => Some(request),
+        _ => None,
     }
 }
 

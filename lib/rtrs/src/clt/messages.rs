@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use rnbd_base::Nanos;
 use rnbd_wire::rtrs::ConReq;
 
 use super::error::PathError;
 use super::params::{ChunkTable, PathParams};
+use super::policy::PathPolicy;
 
 /// A path of a session, by its position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,7 +21,9 @@ impl PathIndex {
     }
 }
 
-/// Which incarnation of a path a message is about; what is about an older one is void.
+/// One life of a path, from the start of a handshake to the end of its last connection. No two
+/// lives of a session have the same number, whichever path they are of; what is about an older
+/// life than the present one is void.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attempt(pub u32);
 
@@ -61,6 +65,23 @@ pub enum ToChannel {
         /// Which incarnation.
         attempt: Attempt,
     },
+    /// The server does nothing more for requests of that lost life of a path: what was held back
+    /// because of them may go on.
+    Fenced {
+        /// Of which path.
+        path: PathIndex,
+        /// Which life.
+        attempt: Attempt,
+    },
+    /// The last heartbeat's round trip on a path.
+    Latency {
+        /// Which path.
+        path: PathIndex,
+        /// How long it took.
+        latency: Nanos,
+    },
+    /// How to choose among the paths.
+    Policy(PathPolicy),
 }
 
 /// From a channel to the session.
@@ -83,6 +104,8 @@ pub enum FromChannel {
         attempt: Attempt,
         /// Why.
         error: PathError,
+        /// Requests that were sent and not answered.
+        unanswered: u16,
     },
     /// Something arrived from the server lately.
     Heard {
@@ -91,4 +114,16 @@ pub enum FromChannel {
         /// Which incarnation.
         attempt: Attempt,
     },
+}
+
+impl FromChannel {
+    /// The path that it is about.
+    #[must_use]
+    pub fn path(&self) -> PathIndex {
+        match self {
+            Self::Connected { path, .. } | Self::Closed { path, .. } | Self::Heard { path, .. } => {
+                *path
+            }
+        }
+    }
 }

@@ -26,13 +26,18 @@
 
 mod channel;
 mod config;
+mod context;
 mod credit;
 mod error;
+mod fence;
 mod lane;
 mod messages;
+mod outputs;
 mod params;
 mod path;
+mod path_state;
 mod permits;
+mod policy;
 mod reconnect;
 mod request;
 mod session;
@@ -41,13 +46,16 @@ mod wr_id;
 pub use channel::{Channel, ChannelAction};
 pub use config::{ReconnectPolicy, SessionConfig};
 pub use error::{PathError, Violation};
+pub use fence::{FenceCounters, FencedBy};
 pub use lane::{Arrival, BeginError, Ended, Step};
 pub use messages::{Attempt, FromChannel, PathIndex, ToChannel};
+pub use outputs::{PathInfo, QueueSizes, SessionAction, SessionEvent};
 pub use params::{Chunk, ChunkTable, PathParams};
-pub use path::PathState;
+pub use path_state::PathState;
 pub use permits::{PermitPlan, PermitRange, QueueTooShallow};
+pub use policy::{PathPolicy, Policy};
 pub use request::{Direction, Done, Exposure, Invalidation, Post, Request};
-pub use session::{PathInfo, QueueSizes, Session, SessionAction, SessionEvent};
+pub use session::{Session, TooManyPaths};
 pub use wr_id::WrId;
 
 #[cfg(test)]

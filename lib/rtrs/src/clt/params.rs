@@ -1,6 +1,7 @@
 //! What a server says about its chunks, checked before anything is sized by it.
 
 use rnbd_base::Errno;
+use rnbd_wire::extension::{Agreement, Features};
 use rnbd_wire::limits::{HEADER_BYTES_MAX, HEADER_BYTES_MIN, IO_BYTES_MIN};
 use rnbd_wire::rtrs::{ConRsp, InfoRsp, PathParameters};
 use rnbd_wire::{DecodeError, ImmLayout};
@@ -18,6 +19,8 @@ pub struct PathParams {
     pub max_io_bytes: u32,
     /// Each answer brings a new key for its chunk.
     pub new_rkey: bool,
+    /// What was agreed beside the kernel's protocol; nothing with a kernel.
+    pub agreement: Option<Agreement>,
 }
 
 impl PathParams {
@@ -52,7 +55,21 @@ impl PathParams {
             chunk_bytes,
             max_io_bytes: said.max_io_size,
             new_rkey: said.new_rkey,
+            agreement: said.extension,
         })
+    }
+
+    /// Whether the server confirms that a lost path is finished.
+    #[must_use]
+    pub fn has_fence(&self) -> bool {
+        let features = self.agreement.map(|agreement| agreement.features);
+        features.is_some_and(|features| features.contains(Features::FENCE))
+    }
+
+    /// Whether requests made for a path with these parameters can go over one with `other`.
+    #[must_use]
+    pub fn carries_requests_of(&self, other: &Self) -> bool {
+        self.queue_depth == other.queue_depth && self.max_io_bytes >= other.max_io_bytes
     }
 
     /// How immediates of this path are laid out.

@@ -13,6 +13,7 @@
 //!                             │  CLOSING ──────────────> CLOSED
 //!                             │        connections gone   │
 //!                             └───────────────────────────┘ reconnect wanted
+//!                                              CLOSED ────> DEAD, when it is removed
 //! ```
 //!
 //! Within CONNECTING the connections are made one after another: connection 0, then one of each
@@ -22,64 +23,22 @@
 
 use std::sync::Arc;
 
-use rnbd_base::Nanos;
+use rnbd_base::{Errno, Nanos};
 use rnbd_wire::Imm;
+use rnbd_wire::extension::Features;
 use rnbd_wire::rtrs::{ConReq, InfoRsp};
 
 use super::config::SessionConfig;
+use super::context::{Context, Reference};
 use super::error::{PathError, Violation};
-use super::lane::{Arrival, Lane};
+use super::lane::Arrival;
 use super::messages::{Attempt, FromChannel, PathIndex, ToChannel};
+use super::outputs::{QueueSizes, SessionAction, SessionEvent};
 use super::params::{ChunkTable, PathParams};
+use super::path_state::PathState;
 use super::permits::PermitPlan;
 use super::reconnect::Reconnect;
-use super::session::{Outputs, QueueSizes, SessionAction, SessionEvent};
 use crate::{Beat, Heartbeat};
-
-/// The states of protocol.md 7.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PathState {
-    /// A handshake is under way.
-    Connecting,
-    /// Requests may use it.
-    Connected,
-    /// The handshake failed and is being undone.
-    ConnectingErr,
-    /// It was lost: waits for its connections to end, then for the next attempt.
-    Reconnecting,
-    /// It is being closed and will not come back by itself.
-    Closing,
-    /// It is closed and stays so until an administrator reconnects it. (The protocol's DEAD, a path
-    /// that was removed, is a path that no longer exists.)
-    Closed,
-}
-
-impl PathState {
-    /// As in RPC answers.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Connected => "connected",
-            Self::ConnectingErr | Self::Reconnecting => "reconnecting",
-            Self::Closing => "closing",
-            Self::Closed => "disconnected",
-        }
-    }
-
-    /// Whether the table of protocol.md 7.1 has this transition.
-    #[must_use]
-    pub fn may_become(self, new: Self) -> bool {
-        use PathState::{Closed, Closing, Connected, Connecting, ConnectingErr, Reconnecting};
-        match new {
-            Connecting => self == Reconnecting,
-            Connected | ConnectingErr => self == Connecting,
-            Reconnecting => matches!(self, Connected | ConnectingErr | Closed),
-            Closing => matches!(self, Connecting | ConnectingErr | Reconnecting | Connected),
-            Closed => self == Closing,
-        }
-    }
-}
 
 /// How far a handshake got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,14 +59,6 @@ enum Intent {
     Stop,
 }
 
-/// What a path works with besides itself.
-pub(super) struct Context<'a> {
-    pub(super) config: &'a SessionConfig,
-    pub(super) lane: &'a mut Lane,
-    pub(super) out: &'a mut Outputs,
-    pub(super) now: Nanos,
-}
-
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) index: PathIndex,
@@ -119,11 +70,19 @@ pub(super) struct Path {
     attempt: Attempt,
     recon_cnt: u16,
     params: Option<PathParams>,
+    /// What the server process called itself that accepted last.
+    instance: Option<u64>,
     heartbeat: Option<Heartbeat>,
     /// Of the handshake's step, or the time of the next attempt.
     deadline: Option<Nanos>,
     /// Connections that have not reported their end, by cid.
     open: Vec<bool>,
+    /// When to ask again for the end of connections that were to close.
+    impatient_at: Option<Nanos>,
+    /// Requests of the present life that were not answered when their connection ended.
+    unanswered: u32,
+    /// Whether the server may create the session for the present attempt (protocol.md 7.5).
+    first_conn: bool,
     reconnect: Reconnect,
     error: PathError,
     was_up: bool,
@@ -149,9 +108,13 @@ impl Path {
             attempt: Attempt::default(),
             recon_cnt: 0,
             params: None,
+            instance: None,
             heartbeat: None,
             deadline: None,
             open: vec![false; usize::from(channels) + 1],
+            impatient_at: None,
+            unanswered: 0,
+            first_conn: true,
             reconnect: Reconnect::new(seed),
             error: PathError::Requested,
             was_up: false,
@@ -177,6 +140,15 @@ impl Path {
         self.params
     }
 
+    /// What the server process called itself that accepted last.
+    pub(super) fn instance(&self) -> Option<u64> {
+        self.instance
+    }
+
+    pub(super) fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
     pub(super) fn uuid(&self) -> [u8; 16] {
         self.uuid
     }
@@ -189,32 +161,43 @@ impl Path {
         self.heartbeat.as_ref()
     }
 
+    pub(super) fn missed_heartbeats(&self) -> u32 {
+        self.heartbeat.as_ref().map_or(0, Heartbeat::missed)
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Nanos> {
         let beat = self.heartbeat.as_ref().map(Heartbeat::deadline);
-        [self.deadline, beat].into_iter().flatten().min()
+        let all = [self.deadline, self.impatient_at, beat];
+        all.into_iter().flatten().min()
     }
 
     // The handshake.
 
     /// Starts an attempt; nothing of an earlier one is left.
+    ///
+    /// While another path is up, the server is not to create the session: if it does not know it
+    /// any more, that other path is dead too, and no device is open.
     pub(super) fn start(&mut self, cx: &mut Context<'_>) {
         self.set_state(PathState::Connecting, cx);
-        self.attempt = self.attempt.next();
+        *cx.last_attempt = cx.last_attempt.next();
+        self.attempt = *cx.last_attempt;
         self.recon_cnt = self.recon_cnt.wrapping_add(1);
         self.intent = Intent::Retry;
         self.params = None;
+        self.unanswered = 0;
+        self.first_conn = !cx.others_up;
         self.stage = Stage::Connecting(0);
         self.open[0] = true;
         self.deadline = Some(cx.now + cx.config.connect_timeout);
         cx.out.act(SessionAction::Connect {
             path: self.index,
-            request: self.con_req(0),
+            request: self.con_req(0, cx.config),
             sizes: QueueSizes::SERVICE,
             timeout: cx.config.connect_timeout,
         });
     }
 
-    fn con_req(&self, cid: u16) -> ConReq {
+    fn con_req(&self, cid: u16, config: &SessionConfig) -> ConReq {
         #[expect(clippy::cast_possible_truncation, reason = "made of a u16 and one")]
         let cid_num = self.open.len() as u16;
         ConReq {
@@ -223,22 +206,28 @@ impl Path {
             recon_cnt: self.recon_cnt,
             sess_uuid: self.uuid,
             paths_uuid: self.session_uuid,
-            first_conn: true,
-            extension: None,
+            first_conn: self.first_conn || cid > 0,
+            extension: config.offer_fence.then_some(Features::FENCE),
         }
     }
 
-    /// Connection 0 is up.
+    /// Connection 0 is up. `reference` is what the session's requests are made for, and whether
+    /// they can still be made for something else.
     pub(super) fn on_connected(
         &mut self,
         private_data: &[u8],
-        session: Option<&PathParams>,
+        reference: Option<&Reference>,
         cx: &mut Context<'_>,
     ) {
         if self.stage != Stage::Connecting(0) {
             return;
         }
-        match Self::first_params(private_data, session, cx.config) {
+        let accepted = PathParams::from_accept(private_data);
+        if let Ok(params) = &accepted {
+            self.on_accepted(params, cx);
+        }
+        let checked = accepted.and_then(|params| Self::check(params, reference, cx.config));
+        match checked {
             Ok(params) => {
                 self.params = Some(params);
                 self.connect_channel(0, params, cx);
@@ -247,19 +236,20 @@ impl Path {
         }
     }
 
-    fn first_params(
-        private_data: &[u8],
-        session: Option<&PathParams>,
+    /// The server has made a new path of it, so nothing of the life before this one is left there.
+    fn on_accepted(&mut self, params: &PathParams, cx: &mut Context<'_>) {
+        let instance = params.agreement.map(|agreement| agreement.instance);
+        cx.fences.on_accepted(self.index, self.instance, instance);
+        self.instance = instance;
+    }
+
+    fn check(
+        params: PathParams,
+        reference: Option<&Reference>,
         config: &SessionConfig,
     ) -> Result<PathParams, PathError> {
-        let params = PathParams::from_accept(private_data)?;
-        if let Some(before) = session
-            && before.queue_depth != params.queue_depth
-        {
-            return Err(PathError::QueueDepthChanged {
-                was: before.queue_depth,
-                is: params.queue_depth,
-            });
+        if let Some(reference) = reference {
+            reference.check(&params)?;
         }
         PermitPlan::new(config.usable_depth(params.queue_depth), config.channels)?;
         Ok(params)
@@ -272,7 +262,7 @@ impl Path {
         let message = ToChannel::Connect {
             path: self.index,
             attempt: self.attempt,
-            request: self.con_req(channel + 1),
+            request: self.con_req(channel + 1, cx.config),
             params,
         };
         cx.out.act(SessionAction::ToChannel { channel, message });
@@ -286,9 +276,13 @@ impl Path {
             } if attempt == self.attempt => {
                 self.on_channel_connected(channel, &params, cx);
             }
-            FromChannel::Closed { attempt, error, .. } if attempt == self.attempt => {
-                self.open[usize::from(channel) + 1] = false;
-                self.on_end_of_connection(error, cx);
+            FromChannel::Closed {
+                attempt,
+                error,
+                unanswered,
+                ..
+            } if attempt == self.attempt => {
+                self.on_end_of_connection(channel + 1, error, unanswered.into(), cx);
             }
             FromChannel::Heard { attempt, .. } if attempt == self.attempt => self.on_heard(),
             _ => {}
@@ -336,7 +330,8 @@ impl Path {
         let path = self.index;
         self.stage = Stage::Idle;
         self.deadline = None;
-        self.heartbeat = Some(Heartbeat::start(cx.config.heartbeat, cx.now));
+        let heartbeat = cx.config.heartbeat_of(Some(params));
+        self.heartbeat = Some(Heartbeat::start(heartbeat, cx.now));
         self.reconnect.reset();
         self.reconnects_ok += u64::from(self.was_up);
         self.was_up = true;
@@ -365,7 +360,7 @@ impl Path {
         }
     }
 
-    /// Something arrived on connection 0: returns what is not a heartbeat.
+    /// Something arrived on connection 0: returns what is neither a heartbeat nor of the fence.
     pub(super) fn on_arrival(&mut self, arrival: Arrival, cx: &mut Context<'_>) -> Option<Arrival> {
         self.on_heard();
         match arrival {
@@ -374,12 +369,36 @@ impl Path {
                 None
             }
             Arrival::Immediate(Imm::HEARTBEAT_ACK) => {
-                if let Some(heartbeat) = &mut self.heartbeat {
-                    heartbeat.on_ack(cx.now);
-                }
+                self.on_ack(cx);
                 None
             }
+            Arrival::Immediate(imm) if self.on_fence(imm, cx) => None,
             other => Some(other),
+        }
+    }
+
+    fn on_ack(&mut self, cx: &mut Context<'_>) {
+        let Some(heartbeat) = &mut self.heartbeat else {
+            return;
+        };
+        heartbeat.on_ack(cx.now);
+        if let Some(latency) = heartbeat.last_rtt() {
+            let path = self.index;
+            cx.tell_channels(&ToChannel::Latency { path, latency });
+        }
+    }
+
+    /// Whether the immediate is the fence's, on a path where that is agreed.
+    fn on_fence(&self, imm: u32, cx: &mut Context<'_>) -> bool {
+        let Some(params) = self.params.filter(PathParams::has_fence) else {
+            return false;
+        };
+        match params.layout().decode(imm) {
+            Imm::Fenced(token) => {
+                cx.fences.on_confirmed(token, &params);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -397,6 +416,10 @@ impl Path {
                 Beat::Send => self.send_immediate(Imm::HEARTBEAT, cx),
                 Beat::Dead => self.fail(PathError::HeartbeatLost, cx),
             }
+        }
+        if self.impatient_at.is_some_and(|at| at <= cx.now) {
+            log::warn!("path {}: connections do not end", self.index.0);
+            self.close_connections(cx);
         }
         if self.deadline.is_some_and(|at| at <= cx.now) {
             self.deadline = None;
@@ -425,6 +448,12 @@ impl Path {
         self.stage = Stage::Idle;
         self.deadline = None;
         self.heartbeat = None;
+        self.close_connections(cx);
+    }
+
+    /// Each connection reports its end once. One that takes too long is told again to close.
+    fn close_connections(&mut self, cx: &mut Context<'_>) {
+        self.impatient_at = Some(cx.now + cx.config.connect_timeout);
         let (path, attempt) = (self.index, self.attempt);
         if self.open[0] {
             cx.out.act(SessionAction::Disconnect { path });
@@ -435,15 +464,39 @@ impl Path {
         }
     }
 
-    /// Connection 0 is gone, or could not be made.
-    pub(super) fn on_closed(&mut self, error: PathError, cx: &mut Context<'_>) {
-        self.open[0] = false;
-        self.on_end_of_connection(error, cx);
+    /// Connection 0 is gone, or could not be made. Returns whether the server said that it does not
+    /// know the session, though another path of it was thought to be up.
+    pub(super) fn on_closed(
+        &mut self,
+        error: PathError,
+        unanswered: u32,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let knows_us_not = error == PathError::Rejected(Errno::NXIO)
+            && self.stage == Stage::Connecting(0)
+            && !self.first_conn;
+        if knows_us_not {
+            self.intent = Intent::Restart;
+        }
+        self.on_end_of_connection(0, error, unanswered, cx);
+        knows_us_not
     }
 
-    fn on_end_of_connection(&mut self, error: PathError, cx: &mut Context<'_>) {
+    fn on_end_of_connection(
+        &mut self,
+        cid: u16,
+        error: PathError,
+        unanswered: u32,
+        cx: &mut Context<'_>,
+    ) {
+        self.open[usize::from(cid)] = false;
+        self.unanswered += unanswered;
         self.fail(error, cx);
         if !self.open.contains(&true) {
+            self.impatient_at = None;
+            let timeout = cx.config.fence_timeout;
+            cx.fences
+                .on_torn_down(self.attempt, self.unanswered, cx.now, timeout);
             self.on_torn_down(cx);
         }
     }
@@ -452,7 +505,7 @@ impl Path {
         match self.state {
             PathState::ConnectingErr => self.on_attempt_failed(cx),
             PathState::Reconnecting if self.deadline.is_none() => {}
-            PathState::Closing => return self.set_state(PathState::Closed, cx),
+            PathState::Closing => return self.on_all_closed(cx),
             _ => return,
         }
         match self.next_wait(cx.config) {
@@ -461,9 +514,16 @@ impl Path {
         }
     }
 
+    fn on_all_closed(&mut self, cx: &mut Context<'_>) {
+        self.set_state(PathState::Closed, cx);
+        if self.intent == Intent::Restart {
+            self.reconnect(cx);
+        }
+    }
+
     fn on_attempt_failed(&mut self, cx: &mut Context<'_>) {
         self.set_state(PathState::Reconnecting, cx);
-        if self.was_up {
+        if self.was_up && self.intent != Intent::Restart {
             self.reconnects_failed += 1;
             cx.out.tell(SessionEvent::ReconnectFailed {
                 path: self.index,
@@ -519,9 +579,16 @@ impl Path {
                 self.start(cx);
             }
             PathState::Reconnecting if self.deadline.is_some() => self.start(cx),
-            PathState::ConnectingErr | PathState::Reconnecting => self.intent = Intent::Restart,
-            PathState::Connecting | PathState::Closing => {}
+            PathState::ConnectingErr | PathState::Reconnecting | PathState::Closing => {
+                self.intent = Intent::Restart;
+            }
+            PathState::Connecting | PathState::Dead => {}
         }
+    }
+
+    /// It is removed; only when it is closed.
+    pub(super) fn bury(&mut self, cx: &mut Context<'_>) {
+        self.set_state(PathState::Dead, cx);
     }
 
     fn set_state(&mut self, state: PathState, cx: &mut Context<'_>) {
@@ -533,6 +600,9 @@ impl Path {
             "{:?} must not become {state:?}",
             self.state
         );
+        if let (PathState::Connected, Some(params)) = (self.state, &self.params) {
+            cx.fences.on_lost(self.index, self.attempt, params);
+        }
         self.state = state;
         cx.out.tell(SessionEvent::Path {
             path: self.index,

@@ -3,207 +3,61 @@
 use std::collections::VecDeque;
 
 use rnbd_base::Nanos;
-use rnbd_wire::Name;
-use rnbd_wire::rtrs::{ConReq, InfoReq};
+use rnbd_wire::rtrs::InfoReq;
+use rnbd_wire::{Imm, Name};
 
 use super::config::{ReconnectPolicy, SessionConfig};
+use super::context::{Context, Reference};
 use super::error::PathError;
+use super::fence::{FenceCounters, Fences};
 use super::lane::{Arrival, BeginError, Ended, Lane, Step};
-use super::messages::{FromChannel, PathIndex, ToChannel};
+use super::messages::{Attempt, FromChannel, PathIndex, ToChannel};
+use super::outputs::{Outputs, PathInfo, SessionAction, SessionEvent};
 use super::params::PathParams;
-use super::path::{Context, Path, PathState};
+use super::path::Path;
+use super::path_state::PathState;
 use super::permits::PermitPlan;
+use super::policy::PathPolicy;
 use super::request::{Post, Request};
-
-/// How long a connection's queues must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueSizes {
-    /// Operations posted and not known to be executed.
-    pub send: u32,
-    /// Receives posted and not consumed.
-    pub recv: u32,
-}
-
-impl QueueSizes {
-    /// Connection 0: `INFO_REQ`, heartbeats, and one control request at a time.
-    pub const SERVICE: Self = Self {
-        send: 128,
-        recv: 64,
-    };
-
-    /// A connection of a channel with this many permits: each request may take a bind, a write and
-    /// an invalidation, and up to half of the writes may not be known to be executed; each answer
-    /// may take two receives (protocol.md 3.9).
-    #[must_use]
-    pub fn for_requests(permits: u16) -> Self {
-        let permits = u32::from(permits);
-        Self {
-            send: 4 * permits + 1,
-            recv: 2 * permits + 1,
-        }
-    }
-
-    pub(super) fn recv_bytes(self, params: &PathParams) -> u32 {
-        if params.new_rkey { 8 } else { 0 }
-    }
-}
-
-/// What the owner of a session is to do, in this order.
-#[derive(Clone, Debug)]
-pub enum SessionAction {
-    /// Make connection 0 of the path; tell the outcome by [`Session::handle_connected`] or
-    /// [`Session::handle_closed`].
-    Connect {
-        /// Which path.
-        path: PathIndex,
-        /// What to send along.
-        request: ConReq,
-        /// How long the queues must be.
-        sizes: QueueSizes,
-        /// How long it may take.
-        timeout: Nanos,
-    },
-    /// Post a receive of this many bytes on connection 0, for [`Session::handle_info_rsp`].
-    PostInfoReceive {
-        /// Which path.
-        path: PathIndex,
-        /// How many bytes.
-        bytes: usize,
-    },
-    /// Send [`Session::info_req`] on connection 0.
-    SendInfo {
-        /// Which path.
-        path: PathIndex,
-    },
-    /// Post receives on connection 0; each is to be posted again when it completed.
-    PostReceives {
-        /// Which path.
-        path: PathIndex,
-        /// How many.
-        count: u32,
-        /// Of how many bytes: 8, or 0 for empty ones.
-        bytes: u32,
-    },
-    /// Post a write of nothing with this immediate on connection 0.
-    SendImmediate {
-        /// Which path.
-        path: PathIndex,
-        /// The immediate.
-        imm: u32,
-    },
-    /// Close connection 0; [`Session::handle_closed`] is to follow when that is final.
-    Disconnect {
-        /// Which path.
-        path: PathIndex,
-    },
-    /// Deliver to a channel.
-    ToChannel {
-        /// Which.
-        channel: u16,
-        /// What.
-        message: ToChannel,
-    },
-}
-
-/// What the owner of a session may want to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionEvent {
-    /// A path changed its state.
-    Path {
-        /// Which path.
-        path: PathIndex,
-        /// What it is now.
-        state: PathState,
-        /// Why it was last down; of no meaning while it is up.
-        error: PathError,
-    },
-    /// An attempt to bring a lost path back failed.
-    ReconnectFailed {
-        /// Which path.
-        path: PathIndex,
-        /// Why.
-        error: PathError,
-    },
-    /// The first path is up: control requests can be made.
-    Up(PathParams),
-    /// The last path was lost.
-    Down(PathError),
-    /// The session has been down for so long that I/O is to fail instead of waiting.
-    FastIoFail,
-    /// No path is up and none will come up by itself.
-    Lost(PathError),
-}
-
-/// What is asked about a path.
-#[derive(Clone, Copy, Debug)]
-pub struct PathInfo {
-    /// Its state.
-    pub state: PathState,
-    /// Its identity on the wire.
-    pub uuid: [u8; 16],
-    /// Why it was last down.
-    pub error: PathError,
-    /// Attempts since it was last up.
-    pub attempts: u32,
-    /// Times it came back.
-    pub reconnects_ok: u64,
-    /// Attempts that failed.
-    pub reconnects_failed: u64,
-    /// Looks at the server since it was last heard.
-    pub missed_heartbeats: u32,
-    /// Round trip of the last answered heartbeat.
-    pub heartbeat_rtt: Option<Nanos>,
-}
-
-#[derive(Debug)]
-pub(super) struct Outputs {
-    actions: VecDeque<SessionAction>,
-    events: VecDeque<SessionEvent>,
-}
-
-impl Outputs {
-    pub(super) fn act(&mut self, action: SessionAction) {
-        self.actions.push_back(action);
-    }
-
-    pub(super) fn tell(&mut self, event: SessionEvent) {
-        self.events.push_back(event);
-    }
-}
 
 /// The part of a session that lives on its home core.
 #[derive(Debug)]
 pub struct Session {
     name: Name,
+    uuid: [u8; 16],
     config: SessionConfig,
     params: Option<PathParams>,
-    paths: Vec<Path>,
+    paths: Vec<Option<Path>>,
+    last_attempt: Attempt,
     lane: Lane,
+    fences: Fences,
     out: Outputs,
     down_since: Option<Nanos>,
     fast_failed: bool,
     lost: bool,
 }
 
+/// A session has as many paths as it can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyPaths;
+
 impl Session {
-    /// A session with one path, both identified by random uuids of the caller's; `seed` makes the
-    /// reconnect jitter. Nothing happens before [`Session::start`].
+    /// Most paths of a session (protocol.md 3.6).
+    pub const PATHS_MAX: usize = 128;
+
+    /// A session without a path, identified by a random uuid of the caller's.
     #[must_use]
-    pub fn new(
-        name: Name,
-        session_uuid: [u8; 16],
-        path_uuid: [u8; 16],
-        config: SessionConfig,
-        seed: u64,
-    ) -> Self {
-        let path = Path::new(PathIndex(0), path_uuid, session_uuid, config.channels, seed);
+    pub fn new(name: Name, uuid: [u8; 16], config: SessionConfig) -> Self {
         let queued = 4 * usize::from(config.channels) + 8;
         Self {
             name,
+            uuid,
             config,
             params: None,
-            paths: vec![path],
-            lane: Lane::new(PermitPlan::CONTROL, 1),
+            paths: Vec::new(),
+            last_attempt: Attempt::default(),
+            lane: Lane::new(PermitPlan::CONTROL),
+            fences: Fences::default(),
             out: Outputs {
                 actions: VecDeque::with_capacity(queued),
                 events: VecDeque::with_capacity(16),
@@ -214,21 +68,107 @@ impl Session {
         }
     }
 
-    /// Starts to connect. If that fails, [`SessionEvent::Lost`] says why.
-    pub fn start(&mut self, now: Nanos) {
-        self.with_path(PathIndex(0), now, |path, cx| {
-            path.start(cx);
-        });
+    // Paths.
+
+    /// Makes a path, identified by a random uuid of the caller's; `seed` makes the reconnect
+    /// jitter. Nothing happens before [`Session::start`].
+    ///
+    /// # Errors
+    /// [`TooManyPaths`] if there are [`Session::PATHS_MAX`].
+    pub fn add_path(&mut self, uuid: [u8; 16], seed: u64) -> Result<PathIndex, TooManyPaths> {
+        if self.paths.iter().flatten().count() >= Self::PATHS_MAX {
+            return Err(TooManyPaths);
+        }
+        let index = self.free_index();
+        let path = Path::new(index, uuid, self.uuid, self.config.channels, seed);
+        let count = self.paths.len().max(index.index() + 1);
+        self.paths.resize_with(count, || None);
+        self.paths[index.index()] = Some(path);
+        Ok(index)
+    }
+
+    /// An index under which the server has nothing left of a path that was removed.
+    fn free_index(&self) -> PathIndex {
+        let is_free = |index: &PathIndex| {
+            let path = self.paths.get(index.index());
+            path.is_none_or(Option::is_none) && !self.fences.is_waiting_for(*index)
+        };
+        (0..)
+            .map(PathIndex)
+            .find(is_free)
+            .expect("there are more indexes than paths, and than lost ones that matter")
+    }
+
+    /// Starts to connect a new path. If that fails, the path becomes CLOSED.
+    pub fn start(&mut self, path: PathIndex, now: Nanos) {
+        self.with_path(path, now, |path, cx| path.start(cx));
+    }
+
+    /// Removes a path that is CLOSED; `false` if it is not.
+    pub fn remove_path(&mut self, path: PathIndex, now: Nanos) -> bool {
+        let state = self.path(path).map(|path| path.state);
+        if state != Some(PathState::Closed) {
+            return false;
+        }
+        self.with_path(path, now, |path, cx| path.bury(cx));
+        self.paths[path.index()] = None;
+        true
+    }
+
+    /// The paths that exist.
+    pub fn paths(&self) -> impl Iterator<Item = PathIndex> + '_ {
+        self.paths.iter().flatten().map(|path| path.index)
+    }
+
+    fn live(&self, path: PathIndex) -> Option<&Path> {
+        self.paths.get(path.index())?.as_ref()
     }
 
     // Inputs.
 
     /// Connection 0 of a path is up, and this is what the server's accept carried.
     pub fn handle_connected(&mut self, path: PathIndex, private_data: &[u8], now: Nanos) {
-        let params = self.params;
+        let reference = self.reference(path);
+        let before = self.live(path).and_then(Path::instance);
         self.with_path(path, now, |path, cx| {
-            path.on_connected(private_data, params.as_ref(), cx);
+            path.on_connected(private_data, reference.as_ref(), cx);
         });
+        if before.is_some() && before != self.live(path).and_then(Path::instance) {
+            self.fail_others(path, PathError::ServerRestarted, now, |other| {
+                other.instance() == before
+            });
+        }
+    }
+
+    /// What a path that connects has to conform to.
+    fn reference(&self, connecting: PathIndex) -> Option<Reference> {
+        let mut others = self.paths.iter().flatten();
+        let other = others.find_map(|path| {
+            let is_coming = matches!(path.state(), PathState::Connecting | PathState::Connected);
+            path.params()
+                .filter(|_| is_coming && path.index != connecting)
+        });
+        let params = other.or(self.params)?;
+        Some(Reference {
+            params,
+            is_in_use: other.is_some(),
+        })
+    }
+
+    /// Paths that are up though their server is known to be gone.
+    fn fail_others(
+        &mut self,
+        than: PathIndex,
+        error: PathError,
+        now: Nanos,
+        is_meant: impl Fn(&Path) -> bool,
+    ) {
+        let others = self.paths.iter().flatten();
+        let others = others.filter(|path| path.index != than && path.is_up() && is_meant(path));
+        let others: Vec<_> = others.map(|path| path.index).collect();
+        for path in others {
+            self.fail(path, error, now);
+        }
     }
 
     /// The server's `INFO_RSP`: the bytes of the receive, copied once.
@@ -236,27 +176,38 @@ impl Session {
         self.with_path(path, now, |path, cx| path.on_info_rsp(message, cx));
     }
 
-    /// Connection 0 of a path is gone, or could not be made. Each control request of the path that
-    /// was outstanding is told of, and its permit is free again.
+    /// Connection 0 of a path is gone, or could not be made. The control request of the path that
+    /// was outstanding is told of; the next one can begin when it can not do anything any more.
     pub fn handle_closed(
         &mut self,
         path: PathIndex,
         error: PathError,
         now: Nanos,
-        tell: impl FnMut(u16, Ended),
+        mut tell: impl FnMut(u16, Ended),
     ) {
-        self.lane.end_path(path, tell);
-        self.with_path(path, now, |path, cx| {
-            path.on_closed(error, cx);
+        let Some(attempt) = self.live(path).map(Path::attempt) else {
+            return;
+        };
+        let mut unanswered = 0;
+        self.lane.end_path(path, Some(attempt), |msg_id, ended| {
+            unanswered += u32::from(ended == Ended::Unknown);
+            tell(msg_id, ended);
         });
+        let mut is_unknown = false;
+        self.with_path(path, now, |path, cx| {
+            is_unknown = path.on_closed(error, unanswered, cx);
+        });
+        if !self.fences.is_waiting_for(path) {
+            self.lane.release_ghosts(attempt);
+        }
+        if is_unknown {
+            self.fail_others(path, PathError::SessionUnknown, now, |_| true);
+        }
     }
 
     /// A channel says something.
     pub fn handle_channel(&mut self, channel: u16, message: FromChannel, now: Nanos) {
-        let (FromChannel::Connected { path, .. }
-        | FromChannel::Closed { path, .. }
-        | FromChannel::Heard { path, .. }) = message;
-        self.with_path(path, now, |path, cx| {
+        self.with_path(message.path(), now, |path, cx| {
             path.on_channel(channel, message, cx);
         });
     }
@@ -279,34 +230,41 @@ impl Session {
 
     /// Runs the timers that are due.
     pub fn handle_timeout(&mut self, now: Nanos) {
-        for path in (0..).map(PathIndex).take(self.paths.len()) {
+        for path in self.indexes() {
             self.with_path(path, now, |path, cx| {
                 path.on_timeout(cx);
             });
             self.check_control_request(path, now);
         }
+        self.fences.on_timer(now);
+        self.run_fences();
         self.check_patience(now);
+    }
+
+    fn indexes(&self) -> impl Iterator<Item = PathIndex> + use<> {
+        (0..).map(PathIndex).take(self.paths.len())
     }
 
     /// When to call [`Session::handle_timeout`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let paths = self.paths.iter().filter_map(Path::next_deadline).min();
+        let paths = self.paths.iter().flatten();
+        let paths = paths.filter_map(Path::next_deadline).min();
         let policy = &self.config.reconnect;
         let fast = policy.fast_io_fail.filter(|_| !self.fast_failed);
         let loss = policy.loss_timeout.filter(|_| !self.lost);
         let patience = [fast, loss].into_iter().flatten().min();
         let patience = self.down_since.zip(patience).map(|(at, span)| at + span);
-        let request = self.request_deadline();
-        [paths, patience, request].into_iter().flatten().min()
+        let (request, fence) = (self.request_deadline(), self.fences.next_deadline());
+        [paths, patience, request, fence]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn request_deadline(&self) -> Option<Nanos> {
-        let oldest = (0..)
-            .map(PathIndex)
-            .take(self.paths.len())
-            .filter_map(|path| self.lane.oldest(path))
-            .min()?;
+        let requests = self.indexes();
+        let oldest = requests.filter_map(|path| self.lane.oldest(path)).min()?;
         Some(oldest + self.control_timeout())
     }
 
@@ -336,7 +294,7 @@ impl Session {
             self.out.tell(SessionEvent::FastIoFail);
         }
         if !self.lost && is_over(policy.loss_timeout) {
-            for path in (0..).map(PathIndex).take(self.paths.len()) {
+            for path in self.indexes() {
                 self.with_path(path, now, |path, cx| {
                     path.disconnect(path.error(), cx);
                 });
@@ -346,20 +304,34 @@ impl Session {
 
     // Control requests.
 
-    /// Starts a control request on connection 0 of the first path that is up. Its data, if it has
-    /// any, comes from the server, to a buffer that needs no invalidation.
+    /// Whether a control request can begin.
+    #[must_use]
+    pub fn can_begin(&self) -> bool {
+        self.lane.has_permit() && self.is_up()
+    }
+
+    /// The path for the next control request: of those that are up the one that was heard last,
+    /// for all that is known.
+    #[must_use]
+    pub fn control_path(&self) -> Option<PathIndex> {
+        let up = self.paths.iter().flatten().filter(|path| path.is_up());
+        let path = up.min_by_key(|path| path.missed_heartbeats())?;
+        Some(path.index)
+    }
+
+    /// Starts a control request on connection 0 of a path that is up. Its data, if it has any,
+    /// comes from the server, to a buffer that needs no invalidation.
     ///
     /// # Errors
-    /// [`BeginError::NoPermit`] while one is outstanding; [`BeginError::PathDown`] if no path is
-    /// up.
+    /// [`BeginError::NoPermit`] while one is outstanding, or may still do something at the server;
+    /// [`BeginError::PathDown`] if the path is not up.
     pub fn begin(
         &mut self,
+        path: PathIndex,
         request: &Request,
         now: Nanos,
-    ) -> Result<(PathIndex, Post), BeginError> {
-        let up = self.paths.iter().find(|path| path.is_up());
-        let path = up.ok_or(BeginError::PathDown)?.index;
-        Ok((path, self.lane.begin(path, request, now)?))
+    ) -> Result<Post, BeginError> {
+        self.lane.begin(path, request, now)
     }
 
     /// What [`Session::begin`] asked for could not be posted.
@@ -415,9 +387,18 @@ impl Session {
         self.config.reconnect = policy;
     }
 
+    /// Changes how paths share the requests.
+    pub fn set_policy(&mut self, policy: PathPolicy) {
+        self.config.policy = policy;
+        for channel in 0..self.config.channels {
+            let message = ToChannel::Policy(policy);
+            self.out.act(SessionAction::ToChannel { channel, message });
+        }
+    }
+
     // State.
 
-    /// As given.
+    /// As given, and changed since.
     #[must_use]
     pub fn config(&self) -> &SessionConfig {
         &self.config
@@ -429,7 +410,7 @@ impl Session {
         self.name
     }
 
-    /// What the server said when a path last came up.
+    /// What the server said when the session last came up.
     #[must_use]
     pub fn params(&self) -> Option<PathParams> {
         self.params
@@ -438,21 +419,36 @@ impl Session {
     /// Whether a path is up.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.paths.iter().any(Path::is_up)
+        self.paths.iter().flatten().any(Path::is_up)
+    }
+
+    /// Fences of lost paths so far.
+    #[must_use]
+    pub fn fence_counters(&self) -> FenceCounters {
+        self.fences.counters
+    }
+
+    /// Lost lives of paths for which the server may still be doing something.
+    #[must_use]
+    pub fn unfenced(&self) -> usize {
+        self.fences.waiting()
     }
 
     /// What is known of a path; `None` if there is no such path.
     #[must_use]
     pub fn path(&self, path: PathIndex) -> Option<PathInfo> {
-        let path = self.paths.get(path.index())?;
+        let path = self.live(path)?;
         Some(PathInfo {
             state: path.state(),
             uuid: path.uuid(),
             error: path.error(),
             attempts: path.attempts(),
+            attempt: path.attempt(),
+            params: path.params(),
+            is_unfenced: self.fences.is_waiting_for(path.index),
             reconnects_ok: path.reconnects_ok,
             reconnects_failed: path.reconnects_failed,
-            missed_heartbeats: path.heartbeat().map_or(0, crate::Heartbeat::missed),
+            missed_heartbeats: path.missed_heartbeats(),
             heartbeat_rtt: path.heartbeat().and_then(crate::Heartbeat::last_rtt),
         })
     }
@@ -465,30 +461,60 @@ impl Session {
         input: impl FnOnce(&mut Path, &mut Context<'_>),
     ) {
         let was_up = self.is_up();
-        let Some(target) = self.paths.get_mut(path.index()) else {
+        let mut others = self.paths.iter().flatten();
+        let others_up = others.any(|other| other.index != path && other.is_up());
+        let Some(Some(target)) = self.paths.get_mut(path.index()) else {
             return;
         };
         let mut cx = Context {
             config: &self.config,
             lane: &mut self.lane,
             out: &mut self.out,
+            fences: &mut self.fences,
+            last_attempt: &mut self.last_attempt,
+            others_up,
             now,
         };
         input(target, &mut cx);
         let error = target.error();
         if !target.is_up() {
             self.lane.path_down(path);
+            self.fences.on_path_down(path);
         }
         match (was_up, self.is_up()) {
             (false, true) => self.on_up(path),
             (true, false) => self.on_down(error, now),
             _ => {}
         }
+        self.run_fences();
         self.check_lost(error);
     }
 
+    /// Asks what can be asked, and lets go what turned out to be finished.
+    fn run_fences(&mut self) {
+        while let Some(fenced) = self.fences.poll_fenced() {
+            let (path, attempt) = (fenced.path, fenced.attempt);
+            self.lane.release_ghosts(attempt);
+            for channel in 0..self.config.channels {
+                let message = ToChannel::Fenced { path, attempt };
+                self.out.act(SessionAction::ToChannel { channel, message });
+            }
+            let by = fenced.by;
+            self.out.tell(SessionEvent::Fenced { path, by });
+        }
+        if self.fences.waiting() == 0 {
+            return;
+        }
+        for (path, params) in self.paths.iter().flatten().filter_map(up_with_fence) {
+            while let Some(token) = self.fences.poll_question(path, &params) {
+                let imm = Imm::fence(token);
+                self.out.act(SessionAction::SendImmediate { path, imm });
+            }
+        }
+    }
+
     fn on_up(&mut self, path: PathIndex) {
-        let params = self.paths[path.index()].params();
+        let params = self.live(path).and_then(Path::params);
         let params = params.expect("a path that is up has parameters");
         self.params = Some(params);
         self.down_since = None;
@@ -502,13 +528,16 @@ impl Session {
     }
 
     fn check_lost(&mut self, error: PathError) {
-        let lost = self
-            .paths
-            .iter()
-            .all(|path| path.state() == PathState::Closed);
+        let mut paths = self.paths.iter().flatten();
+        let lost = paths.all(|path| matches!(path.state(), PathState::Closed | PathState::Dead));
         if lost && !self.lost {
             self.out.tell(SessionEvent::Lost(error));
         }
         self.lost = lost;
     }
+}
+
+fn up_with_fence(path: &Path) -> Option<(PathIndex, PathParams)> {
+    let params = path.params().filter(|_| path.is_up());
+    Some((path.index, params.filter(PathParams::has_fence)?))
 }

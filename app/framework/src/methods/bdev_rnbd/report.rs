@@ -16,7 +16,18 @@ pub(super) fn controller(info: &ControllerInfo, clock: Clock) -> Value {
         "queue_depth": info.queue_depth,
         "max_io_size": info.max_io_size,
         "thread": PollGroup::name_of(info.home),
+        "multipath_policy": info.policy.policy.as_str(),
+        "min_io": info.policy.min_io,
+        "preferred_path": info.policy.preferred.map(|path| path.0),
         "reconnect": { "attempts": info.reconnect.attempts, "max": info.reconnect.max },
+        "fence": {
+            "waiting": info.fence.waiting,
+            "held_writes": info.fence.held_writes,
+            "writes_stopped": info.fence.writes_stopped,
+            "sent": info.fence.counters.sent,
+            "confirmed": info.fence.counters.confirmed,
+            "timed_out": info.fence.counters.timed_out,
+        },
         "paths": info.paths.iter().map(|report| path(report, clock)).collect::<Vec<_>>(),
         "bdevs": info.bdevs,
     })
@@ -27,16 +38,18 @@ fn path(report: &PathReport, clock: Clock) -> Value {
         "path": report.name(),
         "path_id": report.path_id,
         "path_uuid": report.uuid,
-        "state": format!("{:?}", report.state).to_lowercase(),
+        "state": report.state.as_str(),
         "trtype": report.trtype,
         "src_addr": report.src_addr.map(|addr| addr.to_string()),
         "dst_addr": report.dst_addr.to_string(),
         "connections": report.connections,
         "hb": {
             "interval_ms": report.hb_interval_ms,
+            "missed_max": report.hb_missed_max,
             "missed": report.hb_missed,
             "last_rtt_ticks": report.hb_rtt.map(|rtt| clock.to_ticks(rtt)),
         },
+        "fence": { "agreed": report.fence_agreed, "waiting": report.unfenced },
     });
     if let Some(error) = &report.error {
         json["error"] = json!(error);
@@ -60,10 +73,11 @@ fn io_path(path: &IoPath) -> Value {
     json!({
         "bdev_name": path.bdev_name,
         "path_id": path.path_id,
-        "current": true,
+        "current": path.current,
         "connected": path.connected,
         "accessible": path.accessible,
         "inflight": path.inflight,
+        "latency_us": path.latency.map(|latency| latency.as_duration().as_micros()),
         "transport": {
             "trtype": path.trtype,
             "traddr": path.dst_addr.ip().to_string(),

@@ -7,6 +7,7 @@ use crate::clt::{Direction, PathError, PathState, Request, SessionConfig, Sessio
 fn rig(channels: u16) -> Rig {
     let config = SessionConfig {
         channels,
+        offer_fence: false,
         ..SessionConfig::default()
     };
     Rig::new(config, accept(512, false))

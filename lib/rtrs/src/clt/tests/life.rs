@@ -35,6 +35,7 @@ fn a_lost_path_comes_back_under_the_same_uuids() {
     let mut rig = Rig::new(
         SessionConfig {
             channels: 4,
+            offer_fence: false,
             ..SessionConfig::default()
         },
         accept(512, false),
@@ -64,7 +65,9 @@ fn the_next_attempt_waits_for_every_connection_of_the_last() {
     rig.close(0, PathError::PeerClosed);
     rig.out.clear();
     rig.advance(Nanos::from_secs(600));
-    assert!(rig.out.is_empty(), "connection 1 has not reported its end");
+    let again = [Out::Disconnect(1)];
+    assert_eq!(rig.out, again, "connection 1 has not reported its end");
+    rig.out.clear();
     rig.close(1, PathError::Requested);
     rig.advance(Nanos::from_secs(10));
     assert!(matches!(rig.out.front(), Some(Out::Connect(0, _))));
@@ -207,7 +210,7 @@ fn a_control_request_that_is_not_answered_costs_the_path() {
         data_bytes: 0,
         exposure: None,
     };
-    rig.session.begin(&request, rig.now).unwrap();
+    rig.session.begin(PATH, &request, rig.now).unwrap();
     for _ in 0..30 {
         rig.session
             .handle_arrival(PATH, Arrival::Immediate(Imm::HEARTBEAT_ACK), rig.now);

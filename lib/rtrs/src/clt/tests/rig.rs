@@ -70,9 +70,10 @@ pub(super) struct Rig {
 impl Rig {
     pub(super) fn new(config: SessionConfig, params: PathParameters) -> Self {
         let name = Name::new("clt1-srv1").unwrap();
-        let session = Session::new(name, uuid(SESSION_UUID), uuid(PATH_UUID), config, 1);
+        let mut session = Session::new(name, uuid(SESSION_UUID), config);
+        assert_eq!(session.add_path(uuid(PATH_UUID), 1), Ok(PATH));
         let channels = (0..config.channels)
-            .map(|index| Channel::new(index, config, 1))
+            .map(|index| Channel::new(index, config))
             .collect();
         Self {
             now: Nanos::ZERO,
@@ -95,7 +96,7 @@ impl Rig {
     }
 
     pub(super) fn start(&mut self) {
-        self.session.start(self.now);
+        self.session.start(PATH, self.now);
         self.run();
     }
 
@@ -224,7 +225,7 @@ impl Rig {
     }
 
     pub(super) fn arrive(&mut self, arrival: Arrival) -> Step {
-        let step = self.channels[0].handle_arrival(PATH, arrival);
+        let step = self.channels[0].handle_arrival(PATH, arrival, self.now);
         self.run();
         step
     }

@@ -1,0 +1,174 @@
+//! I/O that is neither in its ring nor in flight.
+//!
+//! ```text
+//!                     its path was lost
+//!  in flight ──────────────┬──────────────> waiting ── path, permit, gate ──> in flight
+//!                          │ it changes data   ^
+//!                          └────> held ────────┘ the path is fenced
+//!  ring ── a write, while the gate is closed ──> waiting
+//! ```
+//!
+//! A held write was sent and may still be executed. If its user has to be told that it failed, no
+//! newer write may go out before its path is fenced: that is what the gate is for.
+
+use rnbd_base::{Errno, Nanos, Progress};
+use rnbd_fabric::Fabric;
+use rnbd_rtrs::clt::{Attempt, Ended, PathIndex};
+
+use super::{CoreChannel, Gate, IoRequest, Usable};
+use crate::message::{Late, Message};
+use crate::shard::Core;
+
+/// What becomes of one that waits.
+enum Verdict {
+    Stay,
+    Send(Usable),
+    Fail(Errno),
+}
+
+impl CoreChannel {
+    /// Most I/Os in flight and waiting together.
+    pub(super) fn most_taken(&self) -> usize {
+        2 * usize::from(self.machine.permits().count)
+    }
+
+    /// Whether another I/O may be taken out of its ring.
+    pub(super) fn may_take(&self) -> bool {
+        self.waiting.is_empty() || self.waiting.len() + self.machine.in_flight() < self.most_taken()
+    }
+
+    pub(super) fn wait(&mut self, mut request: IoRequest, now: Nanos) {
+        request.waits_since = now;
+        self.waiting.push_back(request);
+    }
+
+    // Lost paths.
+
+    /// Answers what was answered, and keeps the rest to be sent again, as often as the options say.
+    pub(super) fn settle_ended(&mut self, path: PathIndex, is_late: bool, now: Nanos) {
+        let attempt = self.machine.attempt(path);
+        let is_fenced = self.machine.is_fenced(attempt);
+        while let Some((mut request, how)) = self.ended.pop() {
+            if let Ended::Answered(result) = how {
+                self.finish(&request, result);
+                continue;
+            }
+            if request.changes_data() && !is_fenced {
+                request.held = Some(attempt);
+                self.setup.writes.hold();
+            }
+            match self.failure(&request, is_late, now) {
+                Some(errno) => self.give_up(&request, errno),
+                None => {
+                    request.retries += 1;
+                    self.wait(request, now);
+                }
+            }
+        }
+    }
+
+    /// Why a request that was lost is not sent again.
+    fn failure(&self, request: &IoRequest, is_late: bool, now: Nanos) -> Option<Errno> {
+        if is_late && self.is_overdue(request, now) {
+            return Some(Errno::TIMEDOUT);
+        }
+        let limit = u32::try_from(self.setup.retry_count).unwrap_or(u32::MAX);
+        (request.retries >= limit).then_some(Errno::CONNABORTED)
+    }
+
+    fn is_overdue(&self, request: &IoRequest, now: Nanos) -> bool {
+        self.late_at(request).is_some_and(|at| at <= now)
+    }
+
+    /// When a request that was sent once fails because of its age.
+    fn late_at(&self, request: &IoRequest) -> Option<Nanos> {
+        let limit = self.setup.config.request_timeout;
+        let limit = limit.filter(|_| self.setup.late == Late::Fails)?;
+        Some(request.begun + limit)
+    }
+
+    /// Fails a request. One that may still be executed closes the gate first.
+    fn give_up(&mut self, request: &IoRequest, errno: Errno) {
+        if let Some(attempt) = request.held {
+            self.setup.writes.release();
+            if !self.abandoned.contains(&attempt) {
+                self.abandoned.push(attempt);
+                self.setup.writes.close();
+            }
+        }
+        self.finish(request, Err(errno));
+    }
+
+    /// Nothing is done any more for that lost life of a path.
+    pub(super) fn on_fenced<F: Fabric>(&mut self, attempt: Attempt, core: &mut Core<F>) {
+        for request in &mut self.waiting {
+            if request.held.take_if(|held| *held == attempt).is_some() {
+                self.setup.writes.release();
+            }
+        }
+        let before = self.abandoned.len();
+        self.abandoned.retain(|abandoned| *abandoned != attempt);
+        if self.abandoned.len() < before && self.setup.writes.open() {
+            let message = Message::WritesFree(self.setup.session);
+            core.send(self.setup.home, message);
+        }
+    }
+
+    // Those that wait.
+
+    pub(super) fn submit_waiting<F: Fabric>(&mut self, core: &mut Core<F>) -> Progress {
+        let mut progress = Progress::Idle;
+        for _ in 0..self.waiting.len() {
+            let Some(request) = self.waiting.pop_front() else {
+                break;
+            };
+            match self.verdict(&request, core.now) {
+                Verdict::Stay => self.waiting.push_back(request),
+                Verdict::Fail(errno) => {
+                    self.give_up(&request, errno);
+                    progress = Progress::Busy;
+                }
+                Verdict::Send(device) => {
+                    let Some(path) = self.machine.choose(core.now) else {
+                        self.waiting.push_front(request);
+                        break;
+                    };
+                    self.send(request, path, device, core);
+                    progress = Progress::Busy;
+                }
+            }
+        }
+        progress
+    }
+
+    fn verdict(&self, request: &IoRequest, now: Nanos) -> Verdict {
+        let stay = || match self.expires_at(request) {
+            Some(at) if at <= now => Verdict::Fail(Errno::TIMEDOUT),
+            _ => Verdict::Stay,
+        };
+        match self.gate(request.device) {
+            Gate::Fail(errno) => Verdict::Fail(errno),
+            Gate::Wait => stay(),
+            Gate::Open(_) if request.held.is_some() || self.is_kept_back(request) => stay(),
+            Gate::Open(device) => Verdict::Send(device),
+        }
+    }
+
+    /// Whether a write has to wait because one that was given up may still be executed.
+    pub(super) fn is_kept_back(&self, request: &IoRequest) -> bool {
+        self.setup.writes.is_closed() && request.changes_data()
+    }
+
+    /// When one that waits fails by its own time.
+    fn expires_at(&self, request: &IoRequest) -> Option<Nanos> {
+        let patience = self.setup.config.reconnect.fast_io_fail;
+        let patience = patience.map(|span| request.waits_since + span);
+        let late = self.late_at(request).filter(|_| request.retries > 0);
+        [patience, late].into_iter().flatten().min()
+    }
+
+    pub(super) fn waiting_deadline(&self) -> Option<Nanos> {
+        let waiting = self.waiting.iter();
+        waiting.filter_map(|request| self.expires_at(request)).min()
+    }
+}
