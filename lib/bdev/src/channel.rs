@@ -45,6 +45,7 @@ pub trait IoChannel: Send + fmt::Debug {
 pub struct Channel {
     io: Box<dyn IoChannel>,
     device: Arc<dyn Bdev>,
+    memory: Option<Span>,
     features: Features,
     block_size: u32,
     write: bool,
@@ -100,6 +101,7 @@ impl Channel {
     pub(crate) fn new(parts: ChannelParts) -> Self {
         let depth = parts.depth as usize;
         Self {
+            memory: parts.device.memory(),
             features: parts.device.features(),
             block_size: parts.device.geometry().block_size,
             io: parts.io,
@@ -143,6 +145,12 @@ impl Channel {
         Ok(())
     }
 
+    /// Whether the device is memory that may be read in place now.
+    #[must_use]
+    pub fn lends_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
     /// Reads without a copy from a device that is memory ([`Bdev::memory`]): it counts as a read
     /// that took no time, and the bytes are to be taken from the device's own memory. They are
     /// those of the moment when they are taken, and stay there as long as the channel is open.
@@ -153,7 +161,7 @@ impl Channel {
         if self.hold.is_removed() {
             return Err(Errno::NODEV);
         }
-        let memory = self.device.memory().ok_or(Errno::OPNOTSUPP)?;
+        let memory = self.memory.ok_or(Errno::OPNOTSUPP)?;
         let io = BdevIo {
             tag: 0,
             op: IoOp::Read,

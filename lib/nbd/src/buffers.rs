@@ -41,6 +41,9 @@ impl BufferPool {
 
     /// Memory for `bytes`; `None` as long as there is no gap that large.
     pub(crate) fn take(&mut self, bytes: usize) -> Option<Run> {
+        if bytes == 0 {
+            return Some(Run::NONE);
+        }
         let units = bytes.div_ceil(UNIT_BYTES);
         let first = self.find_gap(units)?;
         self.used[first..first + units].fill(true);
@@ -52,10 +55,11 @@ impl BufferPool {
 
     /// Takes `run` back; nothing may use its memory any more.
     pub(crate) fn give_back(&mut self, run: Run) {
-        self.used[run.first..run.first + run.units].fill(false);
-        if run.units > 0 {
-            self.lowest_free = self.lowest_free.min(run.first);
+        if run == Run::NONE {
+            return;
         }
+        self.used[run.first..run.first + run.units].fill(false);
+        self.lowest_free = self.lowest_free.min(run.first);
     }
 
     /// The first `bytes` of `run`.

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::BdevIo;
-use rnbd_mem::Buffer;
+use rnbd_mem::{Buffer, Span};
 use rustix::net::{SendFlags, send};
 use socket2::Socket;
 
@@ -140,13 +140,17 @@ impl Connection {
         }
     }
 
-    /// Receives and takes requests. Returns whether anything happened.
-    pub(crate) fn poll_input(&mut self, now: Nanos) -> bool {
+    /// Receives and takes requests, for a device that lends its memory or does not. Returns
+    /// whether anything happened.
+    pub(crate) fn poll_input(&mut self, device_lends: bool, now: Nanos) -> bool {
         match self.phase {
             Phase::Vacant => false,
             Phase::Handshake(_) => self.poll_handshake(now),
-            Phase::Transmission => self.poll_requests(now),
-            Phase::Ending { deadline, reading } => self.poll_ending(deadline, reading, now),
+            Phase::Transmission => self.poll_requests(device_lends, now),
+            Phase::Ending { deadline, reading } => {
+                let did_work = reading && self.poll_requests(device_lends, now);
+                self.poll_ending(deadline, reading, now) || did_work
+            }
             Phase::Lost => self.poll_lost(),
         }
     }
@@ -159,6 +163,16 @@ impl Connection {
     /// The device ended, or refused, the I/O of a slot.
     pub(crate) fn complete(&mut self, slot: SlotId, result: Result<(), Errno>) {
         self.transmission.complete(slot, result);
+    }
+
+    /// The device lends `data` as the answer to the read of a slot.
+    pub(crate) fn complete_in_place(&mut self, slot: SlotId, data: Span) {
+        self.transmission.complete_in_place(slot, data);
+    }
+
+    /// Whether replies are to be sent from the memory of the device.
+    pub(crate) fn borrows_from_device(&self) -> bool {
+        self.transmission.borrows_from_device()
     }
 
     /// Sends replies. Returns whether anything happened.
@@ -182,12 +196,12 @@ impl Connection {
         }
     }
 
-    fn poll_requests(&mut self, now: Nanos) -> bool {
+    fn poll_requests(&mut self, device_lends: bool, now: Nanos) -> bool {
         let received = self.receive();
         if self.socket.is_none() {
             return true;
         }
-        let (took, intake) = self.transmission.take_requests();
+        let (took, intake) = self.transmission.take_requests(device_lends);
         match intake {
             Intake::Drained => {}
             Intake::Disconnect => self.end(false, now),
@@ -198,15 +212,15 @@ impl Connection {
         received || took
     }
 
+    /// Returns whether it is over.
     fn poll_ending(&mut self, deadline: Nanos, reading: bool, now: Nanos) -> bool {
-        let did_work = reading && self.poll_requests(now);
         let told = !reading || self.transmission.has_told_shutdown();
         if now >= deadline {
             self.lose("it was too slow to take its last replies, or there were none to give")
         } else if told && self.transmission.is_answered() {
             self.lose("it ended")
         } else {
-            did_work
+            false
         }
     }
 

@@ -26,8 +26,8 @@ pub enum Address {
 /// A text that is no [`Address`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{text:?} is no address for NBD; it is an absolute path of a socket (/run/disk.sock) or an \
-     IP address and port (127.0.0.1:10809, [::1]:10809)"
+    "{text:?} is no address for NBD; it is an absolute path of a socket (unix:/run/disk.sock) or \
+     an IP address and port (tcp:127.0.0.1:10809, tcp:[::1]:10809)"
 )]
 pub struct InvalidAddress {
     /// What was given.
@@ -38,14 +38,18 @@ impl FromStr for Address {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        let path = text.strip_prefix("unix:").unwrap_or(text);
+        let (path, address) = match text.split_once(':') {
+            Some(("unix", path)) => (path, ""),
+            Some(("tcp", address)) => ("", address),
+            _ => (text, text),
+        };
         if path.starts_with('/') {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
         let invalid = |_| InvalidAddress {
             text: text.to_owned(),
         };
-        text.parse().map(Self::Tcp).map_err(invalid)
+        address.parse().map(Self::Tcp).map_err(invalid)
     }
 }
 
@@ -173,6 +177,8 @@ mod tests {
         assert_eq!("unix:/run/a.sock".parse(), Ok(unix));
         for text in ["127.0.0.1:10809", "[::1]:0"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+            let with_prefix = format!("tcp:{text}");
+            assert_eq!(with_prefix.parse::<Address>(), text.parse());
         }
         for text in [
             "",
@@ -180,6 +186,8 @@ mod tests {
             "localhost:10809",
             "127.0.0.1",
             "1.2.3.4:70000",
+            "tcp:/run/a.sock",
+            "unix:127.0.0.1:10809",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }

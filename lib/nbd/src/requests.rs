@@ -1,3 +1,5 @@
+use rnbd_mem::Span;
+
 use crate::buffers::Run;
 use crate::protocol::{Command, Request};
 
@@ -25,8 +27,10 @@ impl SlotId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) request: Request,
-    /// Its data.
+    /// Its data, if it has a buffer for it.
     pub(crate) run: Run,
+    /// Its data, if that is sent from where the device has it.
+    pub(crate) lent: Span,
     /// Its blocks were done, what remains is to flush them.
     pub(crate) flushing: bool,
 }
@@ -36,6 +40,7 @@ pub(crate) struct Slot {
 pub(crate) struct Requests {
     slots: Box<[Slot]>,
     free: Vec<SlotId>,
+    lent_count: usize,
 }
 
 impl Requests {
@@ -50,11 +55,13 @@ impl Requests {
                 length: 0,
             },
             run: Run::NONE,
+            lent: Span::EMPTY,
             flushing: false,
         };
         Self {
             slots: vec![vacant; usize::from(depth)].into_boxed_slice(),
             free: (0..depth).rev().map(SlotId).collect(),
+            lent_count: 0,
         }
     }
 
@@ -77,6 +84,7 @@ impl Requests {
         self.slots[id.index()] = Slot {
             request,
             run,
+            lent: Span::EMPTY,
             flushing: false,
         };
         id
@@ -92,9 +100,22 @@ impl Requests {
         &mut self.slots[id.index()]
     }
 
+    /// The device lends `data` as the answer to slot `id`.
+    pub(crate) fn lend(&mut self, id: SlotId, data: Span) {
+        self.slots[id.index()].lent = data;
+        self.lent_count += 1;
+    }
+
+    /// Whether any request's data is the device's.
+    pub(crate) fn borrow_memory(&self) -> bool {
+        self.lent_count > 0
+    }
+
     /// Frees slot `id`; returns its memory, which nothing uses any more.
     pub(crate) fn remove(&mut self, id: SlotId) -> Run {
         self.free.push(id);
-        self.slots[id.index()].run
+        let slot = &self.slots[id.index()];
+        self.lent_count -= usize::from(!slot.lent.is_empty());
+        slot.run
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rnbd_base::{Errno, Nanos, Poll, Progress, Receiver};
-use rnbd_bdev::{BdevIo, Channel, Desc, IoDone};
+use rnbd_bdev::{BdevIo, Channel, Desc, IoDone, IoOp};
 use rnbd_mem::{Memory, Pages};
 use socket2::Socket;
 
@@ -142,13 +142,15 @@ impl NbdServer {
         }
     }
 
-    /// The device is let go as soon as it has ended all I/O, even if clients still read replies.
+    /// The device is let go as soon as it has ended all I/O and lends nothing, even if clients
+    /// still read replies.
     fn poll_ending(&mut self) -> bool {
         let Some(reason) = self.ending else {
             return false;
         };
         let vacant = self.connections.iter().all(Connection::is_vacant);
-        let is_idle = |device: &Device| device.channel.outstanding() == 0;
+        let lends = self.connections.iter().any(Connection::borrows_from_device);
+        let is_idle = |device: &Device| device.channel.outstanding() == 0 && !lends;
         let done_with_device = vacant || reason == EndReason::DeviceRemoved;
         if done_with_device && self.device.as_ref().is_some_and(is_idle) {
             self.device = None;
@@ -249,9 +251,13 @@ impl NbdServer {
     }
 
     fn poll_input(&mut self, now: Nanos) -> bool {
+        let device_lends = self
+            .device
+            .as_ref()
+            .is_some_and(|d| d.channel.lends_memory());
         let mut did_work = false;
         for connection in &mut self.connections {
-            did_work |= connection.poll_input(now);
+            did_work |= connection.poll_input(device_lends, now);
         }
         did_work
     }
@@ -284,7 +290,12 @@ impl NbdServer {
     fn submit_one(&mut self, index: usize, io: &BdevIo, now: Nanos) {
         let slot = SlotId::from_tag(io.tag);
         let tag = (index as u64) << u16::BITS | io.tag;
+        let connection = &mut self.connections[index];
         let submitted = match &mut self.device {
+            Some(device) if io.op == IoOp::Read && io.buf.is_empty() => device
+                .channel
+                .read_in_place(io.offset_blocks, io.num_blocks)
+                .map(|data| connection.complete_in_place(slot, data)),
             Some(device) => device.channel.submit(&BdevIo { tag, ..*io }, now),
             None => Err(Errno::NODEV),
         };

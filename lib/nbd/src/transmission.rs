@@ -77,6 +77,8 @@ pub(crate) struct Transmission {
     ready: VecDeque<SlotId>,
     outbox: Outbox,
     at_device: u32,
+    /// Reads need no buffer now: the device lends its memory.
+    device_lends: bool,
     shut_down: bool,
     refused_by_shutdown: bool,
     _memory: Buffer,
@@ -99,6 +101,7 @@ impl Transmission {
             ready: VecDeque::with_capacity(capacity),
             outbox: Outbox::new(capacity),
             at_device: 0,
+            device_lends: false,
             shut_down: false,
             refused_by_shutdown: false,
             _memory: memory,
@@ -137,6 +140,11 @@ impl Transmission {
         self.at_device == 0 && self.ready.is_empty() && self.outbox.is_empty()
     }
 
+    /// Whether replies are to be sent from the memory of the device.
+    pub(crate) fn borrows_from_device(&self) -> bool {
+        self.requests.borrow_memory()
+    }
+
     /// Whether nothing uses its memory.
     pub(crate) fn is_vacant(&self) -> bool {
         self.requests.is_empty()
@@ -166,8 +174,10 @@ impl Transmission {
         Ok(Some((got, got < wanted)))
     }
 
-    /// Takes requests from the inbox as far as slots and memory go. Returns whether it took any.
-    pub(crate) fn take_requests(&mut self) -> (bool, Intake) {
+    /// Takes requests from the inbox as far as slots and memory go; reads need none if the
+    /// device lends its own. Returns whether it took any.
+    pub(crate) fn take_requests(&mut self, device_lends: bool) -> (bool, Intake) {
+        self.device_lends = device_lends;
         let mut took_any = false;
         loop {
             let step = match self.receiving {
@@ -188,6 +198,13 @@ impl Transmission {
         let id = self.ready.pop_front()?;
         self.at_device += 1;
         Some(self.io_of(id))
+    }
+
+    /// The device lends `data` as the answer to the read of slot `id`.
+    pub(crate) fn complete_in_place(&mut self, id: SlotId, data: Span) {
+        self.at_device -= 1;
+        self.requests.lend(id, data);
+        self.answer(id, Ok(()));
     }
 
     /// The device refused or ended the I/O of slot `id`.
@@ -247,7 +264,7 @@ impl Transmission {
         }
         let checked = self.check(&request);
         let run = match checked {
-            Ok(()) => self.pool.take(data_bytes(&request))?,
+            Ok(()) => self.pool.take(self.buffer_bytes(&request))?,
             Err(_) => Run::NONE,
         };
         self.inbox.consume(Request::BYTES);
@@ -399,9 +416,12 @@ impl Transmission {
 
     fn data_of(&self, id: SlotId) -> Span {
         let slot = self.requests.get(id);
-        match data_bytes(&slot.request) {
-            0 => Span::EMPTY,
-            bytes => self.pool.span(slot.run, bytes),
+        if !slot.lent.is_empty() {
+            return slot.lent;
+        }
+        match slot.run {
+            Run::NONE => Span::EMPTY,
+            run => self.pool.span(run, slot.request.length as usize),
         }
     }
 
@@ -433,16 +453,17 @@ impl Transmission {
         });
     }
 
+    /// The buffer that a request needs.
+    fn buffer_bytes(&self, request: &Request) -> usize {
+        match request.command {
+            Command::Read if self.device_lends => 0,
+            Command::Read | Command::Write => request.length as usize,
+            _ => 0,
+        }
+    }
+
     fn release(&mut self, id: SlotId) {
         self.pool.give_back(self.requests.remove(id));
-    }
-}
-
-/// Memory that a request needs.
-fn data_bytes(request: &Request) -> usize {
-    match request.command {
-        Command::Read | Command::Write => request.length as usize,
-        _ => 0,
     }
 }
 

@@ -4,8 +4,11 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 
+use rnbd_base::{Nanos, Poll};
 use rnbd_bdev::{
     ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType, NullBdev, NullOptions,
 };
@@ -251,6 +254,43 @@ fn a_removed_device_ends_the_export_after_telling_its_clients() {
 }
 
 #[test]
+fn a_removed_device_is_kept_until_what_it_lends_has_been_sent() {
+    let setup = Setup::new();
+    let content = pattern(7, 16 << 20);
+    let disk = setup.bdevs.get("Malloc0").unwrap().bdev;
+    disk.memory().unwrap().write_at(0, &content);
+    drop(disk);
+    let (mut server, _handle, _ended) = setup.server(setup.options("Malloc0"));
+    let mut stream = UnixStream::connect(setup.path("Malloc0.sock")).unwrap();
+    let mut poll = || (0..100).for_each(|_| _ = server.poll(Nanos(1)));
+    poll();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    let asked = [
+        3_u32.to_be_bytes().to_vec(),
+        option(1, b""),
+        request(0, READ, 1, 0, 16 << 20),
+    ];
+    stream.write_all(&asked.concat()).unwrap();
+    poll();
+
+    let (tx, removed) = std::sync::mpsc::channel();
+    let on_removed = Box::new(move |_| tx.send(()).unwrap());
+    setup.bdevs.unregister("Malloc0", on_removed).unwrap();
+    poll();
+    assert!(removed.try_recv().is_err(), "16 MiB do not fit a socket");
+    stream.set_nonblocking(true).unwrap();
+    let mut reply = vec![0; 10 + 16 + (16 << 20)];
+    let mut got = 0;
+    while got < reply.len() {
+        poll();
+        got += stream.read(&mut reply[got..]).unwrap();
+    }
+    assert!(reply[26..] == content, "other bytes than the disk's");
+    poll();
+    removed.try_recv().unwrap();
+}
+
+#[test]
 fn a_stopped_export_answers_what_it_has_and_lets_go() {
     let setup = Setup::new();
     let export = setup.export(setup.options("Malloc0"));
@@ -307,18 +347,20 @@ fn one_byte_at_a_time_is_as_good_as_all_at_once() {
     let mut client = export.stranger();
     client.take(18);
     let data = pattern(2, 512);
-    let all = [
+    let until_written = [
         &[0, 0, 0, 3][..],
         &option(1, b"Malloc0"),
         &request(0, WRITE, 1, 512, 512),
         &data,
-        &request(0, READ, 2, 512, 512),
-        &request(0, DISCONNECT, 3, 0, 0),
-    ]
-    .concat();
-    all.iter().for_each(|byte| client.send(&[*byte]));
+    ];
+    let until_end = [
+        request(0, READ, 2, 512, 512),
+        request(0, DISCONNECT, 3, 0, 0),
+    ];
+    client.send_bytewise(&until_written.concat());
     client.take(10);
     assert_eq!(client.simple_reply(1), 0);
+    client.send_bytewise(&until_end.concat());
     assert_eq!(client.simple_reply(2), 0);
     assert_eq!(client.take(512), data);
     assert!(client.is_closed());

@@ -190,6 +190,10 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
+    pub(crate) fn send_bytewise(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.send(&[*byte]));
+    }
+
     pub(crate) fn take(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).unwrap();
