@@ -1,4 +1,4 @@
-use rnbd_bdev::{BdevInfo, ConfigCall};
+use rnbd_bdev::{BdevInfo, ConfigCall, RateLimits};
 use rnbd_proto::srv::{Export, HostRule};
 use serde_json::{Map, Value, json};
 
@@ -73,14 +73,34 @@ fn bdev_calls(system: &System) -> Vec<ConfigCall> {
     calls.extend(system.initiator.config());
     let kept = |info: &&BdevInfo| !system.target.found.contains(info.bdev.name());
     let bdevs = system.bdevs.list();
-    calls.extend(
-        bdevs
-            .iter()
-            .filter(kept)
-            .flat_map(|info| info.bdev.config()),
-    );
+    for info in bdevs.iter().filter(kept) {
+        calls.extend(info.bdev.config());
+        calls.extend(limits_call(info));
+    }
+    calls.extend(system.bdevs.pending_config());
     calls.push(call("bdev_wait_for_examine", Value::Null));
     calls
+}
+
+fn limits_call(info: &BdevInfo) -> Option<ConfigCall> {
+    let RateLimits {
+        rw_ios_per_sec,
+        rw_mbytes_per_sec,
+        r_mbytes_per_sec,
+        w_mbytes_per_sec,
+    } = info.limits;
+    let limits = [
+        ("rw_ios_per_sec", rw_ios_per_sec),
+        ("rw_mbytes_per_sec", rw_mbytes_per_sec),
+        ("r_mbytes_per_sec", r_mbytes_per_sec),
+        ("w_mbytes_per_sec", w_mbytes_per_sec),
+    ];
+    let mut params = json!({ "name": info.bdev.name() });
+    for (name, limit) in limits.iter().filter(|(_, limit)| *limit > 0) {
+        params[*name] = json!(limit);
+    }
+    let is_limited = !info.limits.are_off();
+    is_limited.then(|| call("bdev_set_qos_limit", params))
 }
 
 fn calls_of_rnbd(system: &System) -> Vec<ConfigCall> {

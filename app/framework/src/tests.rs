@@ -1,5 +1,6 @@
 //! The methods as a program serves them, without its socket.
 
+mod bdev;
 mod metrics;
 mod target;
 
@@ -226,6 +227,11 @@ fn what_was_saved_is_the_same_after_it_was_applied() {
             "avg_write_latency": 3, "p99_write_latency": 4,
         }),
     );
+    first.call(
+        "bdev_set_qos_limit",
+        json!({"name": "M0", "rw_ios_per_sec": 3000, "w_mbytes_per_sec": 5}),
+    );
+    first.call("bdev_error_create", json!({"base_name": "absent"}));
     let saved = first.config();
     drop(first);
 

@@ -46,7 +46,7 @@ pub struct Features {
     pub max_write_zeroes_blocks: u64,
     /// Bytes in which unmap gives space back.
     pub unmap_granularity: u32,
-    /// Alignment that buffers must have, in bytes; 1 for any.
+    /// Alignment of the buffers that the device can use, in bytes; 1 for any. Others cost a copy.
     pub buf_align: u32,
 }
 

@@ -8,7 +8,15 @@ use rnbd_mem::Span;
 use crate::bdev::{Bdev, Features};
 use crate::desc::ChannelHold;
 use crate::io::{BdevIo, IoDone, IoKind, IoOp};
+use crate::node::NodeState;
 use crate::stats::{IoStats, IoStatsOwner};
+
+mod bounce;
+mod throttle;
+
+pub(crate) use bounce::Bounce;
+use bounce::StandIn;
+use throttle::Throttle;
 
 /// What a bdev module implements per user and core.
 ///
@@ -37,13 +45,17 @@ pub trait IoChannel: Send + fmt::Debug {
 ///
 /// What is submitted is checked first: a refused I/O has not happened and nothing of it follows.
 /// An accepted one comes out of [`Channel::poll`] exactly once. I/O larger than the device takes
-/// is done piece by piece, write-zeroes that it has no command for is done by writing.
+/// is done piece by piece, write-zeroes that it has no command for is done by writing, and what
+/// lies where the device cannot use it ([`Features::buf_align`]) goes through aligned buffers.
+/// Reads and writes wait where the device has a rate limit.
 ///
 /// Nothing is allocated after it was opened. Dropping it waits for outstanding I/O where the
 /// device would else go on using the buffers; see the modules.
 #[derive(Debug)]
 pub struct Channel {
+    // Dropped first: until the device has let go, it may use the buffers.
     io: Box<dyn IoChannel>,
+    bounce: Bounce,
     device: Arc<dyn Bdev>,
     memory: Option<Span>,
     features: Features,
@@ -52,6 +64,7 @@ pub struct Channel {
     zeroes: Span,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    throttle: Throttle,
     stats: Arc<IoStats>,
     stats_owner: IoStatsOwner,
     hold: ChannelHold,
@@ -66,6 +79,10 @@ struct Slot {
     submitted: Nanos,
     /// What has not been given to the device yet.
     rest: BdevIo,
+    /// The device cannot use the submitter's buffer.
+    is_misaligned: bool,
+    /// What it uses instead for the piece that it has.
+    stand_in: Option<StandIn>,
 }
 
 impl Slot {
@@ -82,6 +99,8 @@ impl Slot {
             buf: Span::EMPTY,
             prio: 0,
         },
+        is_misaligned: false,
+        stand_in: None,
     };
 }
 
@@ -93,6 +112,7 @@ pub(crate) struct ChannelParts {
     pub(crate) depth: u32,
     /// Source of zeroes, a whole number of blocks; empty if the device needs none.
     pub(crate) zeroes: Span,
+    pub(crate) bounce: Bounce,
     pub(crate) stats: Arc<IoStats>,
     pub(crate) hold: ChannelHold,
 }
@@ -105,6 +125,8 @@ impl Channel {
             features: parts.device.features(),
             block_size: parts.device.geometry().block_size,
             io: parts.io,
+            bounce: parts.bounce,
+            throttle: Throttle::new(parts.depth),
             device: parts.device,
             write: parts.write,
             zeroes: parts.zeroes,
@@ -120,35 +142,38 @@ impl Channel {
     ///
     /// # Errors
     /// Nothing was started, and nothing of it will come out of `poll`:
-    /// - `EINVAL`: no blocks, beyond the end, a buffer of another length, or one that is not
-    ///   aligned to [`Features::buf_align`];
+    /// - `EINVAL`: no blocks, beyond the end, or a buffer of another length;
     /// - `EROFS`: a change through a descriptor, or of a device, that is read-only;
     /// - `EOPNOTSUPP`: the device has no such operation;
     /// - `ENOMEM`: [`Channel::depth`] I/Os are outstanding; try again after a completion;
     /// - `ENODEV`: the device was removed.
     pub fn submit(&mut self, io: &BdevIo, now: Nanos) -> Result<(), Errno> {
-        let bytes = self.check(io)?;
-        let slot_index = self.free.pop().ok_or(Errno::NOMEM)?;
-        let slot = &mut self.slots[slot_index as usize];
-        *slot = Slot {
+        let state = self.hold.state();
+        let bytes = self.check(io, state)?;
+        let index = self.free.pop().ok_or(Errno::NOMEM)?;
+        self.slots[index as usize] = Slot {
             tag: io.tag,
             op: io.op,
             bytes,
             submitted: now,
             rest: BdevIo {
-                tag: u64::from(slot_index),
+                tag: u64::from(index),
                 ..*io
             },
+            is_misaligned: io.op.has_data() && !self.is_aligned(io.buf),
+            stand_in: None,
         };
-        let piece = next_piece(&mut slot.rest, &self.features, self.zeroes, self.block_size);
-        self.io.submit(&piece, now);
+        self.stats.set_outstanding(self.outstanding());
+        if !state.is_limited() || self.is_admitted(index, now) {
+            self.go_on(index, now);
+        }
         Ok(())
     }
 
-    /// Whether the device is memory that may be read in place now.
+    /// Whether the device is memory that may be read in place now: not while it has a rate limit.
     #[must_use]
     pub fn lends_memory(&self) -> bool {
-        self.memory.is_some()
+        self.memory.is_some() && !self.hold.state().is_limited()
     }
 
     /// Reads without a copy from a device that is memory ([`Bdev::memory`]): it counts as a read
@@ -158,7 +183,7 @@ impl Channel {
     /// # Errors
     /// As for a read by [`Channel::submit`]; `EOPNOTSUPP` if the device is not memory.
     pub fn read_in_place(&mut self, offset_blocks: u64, num_blocks: u64) -> Result<Span, Errno> {
-        if self.hold.is_removed() {
+        if self.hold.state().is_removed() {
             return Err(Errno::NODEV);
         }
         let memory = self.memory.ok_or(Errno::OPNOTSUPP)?;
@@ -193,6 +218,7 @@ impl Channel {
         if self.outstanding() == 0 {
             return Progress::Idle;
         }
+        self.go_on_with_ready(now);
         let first = done.len();
         let progress = self.io.poll(now, done);
         let mut kept = first;
@@ -203,6 +229,7 @@ impl Channel {
             }
         }
         done.truncate(kept);
+        self.stats.set_outstanding(self.outstanding());
         progress
     }
 
@@ -221,7 +248,9 @@ impl Channel {
     /// As [`rnbd_base::Poll::next_deadline`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        self.io.next_deadline()
+        let throttled = self.throttle.next_deadline(self.hold.limits());
+        let deadlines = [self.io.next_deadline(), throttled];
+        deadlines.into_iter().flatten().min()
     }
 
     /// As [`rnbd_base::Poll::prepare_sleep`].
@@ -230,8 +259,8 @@ impl Channel {
     }
 
     /// Returns the bytes that `io` covers.
-    fn check(&self, io: &BdevIo) -> Result<u64, Errno> {
-        if self.hold.is_removed() {
+    fn check(&self, io: &BdevIo, state: NodeState) -> Result<u64, Errno> {
+        if state.is_removed() {
             return Err(Errno::NODEV);
         }
         if io.op == IoOp::Flush {
@@ -244,8 +273,8 @@ impl Channel {
             return Err(Errno::OPNOTSUPP);
         }
         let bytes = self.check_range(io)?;
-        if io.op.has_data() {
-            self.check_buffer(io.buf, bytes)?;
+        if io.op.has_data() && io.buf.len() as u64 != bytes {
+            return Err(Errno::INVAL);
         }
         Ok(bytes)
     }
@@ -263,30 +292,88 @@ impl Channel {
             .ok_or(Errno::INVAL)
     }
 
-    fn check_buffer(&self, buf: Span, bytes: u64) -> Result<(), Errno> {
-        let aligned = buf
-            .addr()
-            .is_multiple_of(u64::from(self.features.buf_align));
-        if buf.len() as u64 == bytes && aligned {
-            Ok(())
-        } else {
-            Err(Errno::INVAL)
+    fn is_aligned(&self, buf: Span) -> bool {
+        let align = u64::from(self.features.buf_align);
+        buf.addr().is_multiple_of(align)
+    }
+
+    /// Whether the rate limits let a slot's I/O go to the device now; else it waits.
+    fn is_admitted(&mut self, index: u32, now: Nanos) -> bool {
+        let Slot { op, bytes, .. } = self.slots[index as usize];
+        let limits = self.hold.limits();
+        self.throttle.admits(index, op.kind(), bytes, limits, now)
+    }
+
+    /// Goes on with the I/O that the rate limits let go now.
+    fn go_on_with_ready(&mut self, now: Nanos) {
+        while !self.throttle.is_empty() {
+            let slots = &self.slots;
+            let bytes = |index: u32| slots[index as usize].bytes;
+            let ready = self.throttle.next_ready(self.hold.limits(), now, bytes);
+            let Some(index) = ready else {
+                return;
+            };
+            self.go_on(index, now);
+        }
+    }
+
+    /// Gives the device the next piece of a slot's I/O, if there is a buffer that it can use.
+    fn go_on(&mut self, index: u32, now: Nanos) {
+        let slot = &mut self.slots[index as usize];
+        let mut most_blocks = u64::MAX;
+        if slot.is_misaligned {
+            if !self.bounce.has_room_for(index) {
+                return;
+            }
+            most_blocks = Bounce::most_blocks(self.block_size);
+        }
+        let rest = &mut slot.rest;
+        let mut piece = next_piece(
+            rest,
+            &self.features,
+            self.zeroes,
+            self.block_size,
+            most_blocks,
+        );
+        if slot.is_misaligned {
+            let stand_in = self.bounce.stand_in(piece.buf);
+            if slot.op != IoOp::Read {
+                stand_in.aligned.copy_from(&stand_in.user);
+            }
+            piece.buf = stand_in.aligned;
+            slot.stand_in = Some(stand_in);
+        }
+        self.io.submit(&piece, now);
+    }
+
+    /// A piece has ended: its aligned buffer, if it had one, goes to whoever has waited longest.
+    fn end_stand_in(&mut self, index: u32, result: Result<(), Errno>, now: Nanos) {
+        let slot = &mut self.slots[index as usize];
+        let Some(stand_in) = slot.stand_in.take() else {
+            return;
+        };
+        if slot.op == IoOp::Read && result.is_ok() {
+            stand_in.user.copy_from(&stand_in.aligned);
+        }
+        self.bounce.give_back(stand_in);
+        if let Some(waiting) = self.bounce.next_waiting() {
+            self.go_on(waiting, now);
         }
     }
 
     fn end_or_continue(&mut self, piece: IoDone, now: Nanos) -> Option<IoDone> {
-        let index = usize::try_from(piece.tag).ok()?;
-        let slot = &mut self.slots[index];
+        let index = u32::try_from(piece.tag).ok()?;
+        self.end_stand_in(index, piece.result, now);
+        let slot = &self.slots[index as usize];
         if slot.rest.num_blocks > 0 && piece.result.is_ok() {
-            let piece = next_piece(&mut slot.rest, &self.features, self.zeroes, self.block_size);
-            self.io.submit(&piece, now);
+            self.go_on(index, now);
             return None;
         }
         let latency = now.since(slot.submitted);
         let (tag, kind, bytes) = (slot.tag, slot.op.kind(), slot.bytes);
         self.stats
             .record(&mut self.stats_owner, kind, bytes, latency, piece.result);
-        self.free.push(u32::try_from(index).ok()?);
+        self.free.push(index);
         Some(IoDone {
             tag,
             result: piece.result,
@@ -300,15 +387,21 @@ impl Drop for Channel {
     }
 }
 
-/// Takes as much from the front of `rest` as the device does at once.
-fn next_piece(rest: &mut BdevIo, features: &Features, zeroes: Span, block_size: u32) -> BdevIo {
+/// Takes as much from the front of `rest` as the device does at once, up to `most` blocks.
+fn next_piece(
+    rest: &mut BdevIo,
+    features: &Features,
+    zeroes: Span,
+    block_size: u32,
+    most: u64,
+) -> BdevIo {
     let writes_zeroes = matches!(rest.op, IoOp::WriteZeroes { .. }) && !features.write_zeroes;
     let limit = if writes_zeroes {
         zero_write_blocks(features, zeroes, block_size)
     } else {
         most_blocks(rest.op, features)
     };
-    let num_blocks = rest.num_blocks.min(limit);
+    let num_blocks = rest.num_blocks.min(limit).min(most);
     let bytes = bytes_of(num_blocks, block_size);
     let mut piece = BdevIo {
         num_blocks,

@@ -18,6 +18,7 @@ use crate::create::{CreateError, check_name, to_params};
 use crate::desc::Desc;
 use crate::error::{features_over, open_base};
 use crate::io::{BdevIo, IoDone, IoKind};
+use crate::plan::Plan;
 use crate::registry::Registry;
 
 /// Every so many I/Os of a kind take the `p99` latency instead of the average one.
@@ -43,6 +44,15 @@ pub struct DelayOptions {
     pub avg_write_latency: u64,
     /// Of one write in a hundred.
     pub p99_write_latency: u64,
+}
+
+impl DelayOptions {
+    fn call(&self) -> ConfigCall {
+        ConfigCall {
+            method: "bdev_delay_create",
+            params: to_params(self),
+        }
+    }
 }
 
 /// Which latency `bdev_delay_update_latency` changes.
@@ -75,16 +85,27 @@ pub struct DelayBdev {
 }
 
 impl DelayBdev {
-    /// Claims the base, and registers a device on it; returns its name.
+    /// Claims the base, and registers a device on it, now or when the base comes; returns its name.
     ///
     /// # Errors
-    /// [`CreateError::Registry`]: there is no base, it is claimed, or the name is taken.
+    /// [`CreateError::Registry`]: the base is claimed, or the name is taken.
     /// [`CreateError::Invalid`]: a `p99` latency is below the average.
     pub fn create(registry: &Registry, mut options: DelayOptions) -> Result<String, CreateError> {
         check_name(&options.name)?;
         check_latencies(&options)?;
+        options.uuid.get_or_insert_with(Uuid::new_v4);
         let name = options.name.clone();
-        let base = open_base(registry, &options.base_bdev_name, &name)?;
+        registry.carry_out(Plan {
+            name: name.clone(),
+            base: options.base_bdev_name.clone(),
+            config: options.call(),
+            make: Arc::new(move |registry| Self::make(registry, options.clone())),
+        })?;
+        Ok(name)
+    }
+
+    fn make(registry: &Registry, mut options: DelayOptions) -> Result<(), CreateError> {
+        let base = open_base(registry, &options.base_bdev_name, &options.name)?;
         options.base_bdev_name = base.bdev().name().to_owned();
         let latencies = [
             options.avg_read_latency,
@@ -92,13 +113,12 @@ impl DelayBdev {
             options.avg_write_latency,
             options.p99_write_latency,
         ];
-        registry.register(Arc::new(Self {
+        Ok(registry.register(Arc::new(Self {
             uuid: *options.uuid.get_or_insert_with(Uuid::new_v4),
             options,
             base,
             latencies: Arc::new(latencies.map(AtomicU64::new)),
-        }))?;
-        Ok(name)
+        }))?)
     }
 
     /// `bdev_delay_update_latency`: for I/O that ends at the base from now on.
@@ -170,10 +190,7 @@ impl Bdev for DelayBdev {
     }
 
     fn config(&self) -> Vec<ConfigCall> {
-        vec![ConfigCall {
-            method: "bdev_delay_create",
-            params: to_params(&self.current_options()),
-        }]
+        vec![self.current_options().call()]
     }
 
     fn driver_specific(&self) -> Map<String, Value> {

@@ -5,7 +5,8 @@ use rnbd_base::{CoreIndex, Errno};
 use crate::bdev::{Bdev, Geometry};
 use crate::channel::{Channel, ChannelParts};
 use crate::claim::ClaimType;
-use crate::node::Node;
+use crate::limits::Limits;
+use crate::node::{Node, NodeState};
 use crate::registry::{Holder, RegistryError, Shared};
 use crate::stats::IoStats;
 
@@ -46,7 +47,7 @@ impl Desc {
     /// Whether the device is being removed: new I/O is refused with `ENODEV`.
     #[must_use]
     pub fn is_removed(&self) -> bool {
-        self.hold.node.is_removed()
+        self.hold.node.state().is_removed()
     }
 
     /// Changes whenever the size does; compare with the value seen last.
@@ -68,6 +69,7 @@ impl Desc {
             return Err(Errno::NODEV);
         }
         let zeroes = self.hold.shared.zeroes_for(self.bdev.features())?;
+        let bounce = self.hold.shared.bounce_for(&*self.bdev, depth)?;
         let io = self.bdev.open_channel(core, depth)?;
         let hold = self
             .hold
@@ -79,6 +81,7 @@ impl Desc {
             write: self.may_write(),
             depth,
             zeroes,
+            bounce,
             stats: self.hold.node.open_channel(core),
             hold: ChannelHold(hold),
         }))
@@ -133,8 +136,12 @@ impl Drop for Hold {
 pub(crate) struct ChannelHold(Hold);
 
 impl ChannelHold {
-    pub(crate) fn is_removed(&self) -> bool {
-        self.0.node.is_removed()
+    pub(crate) fn state(&self) -> NodeState {
+        self.0.node.state()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        self.0.node.limits()
     }
 
     pub(crate) fn close_stats(&self, stats: &Arc<IoStats>) {

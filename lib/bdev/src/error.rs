@@ -14,6 +14,7 @@ use crate::completions::Completions;
 use crate::create::{CreateError, to_params};
 use crate::desc::Desc;
 use crate::io::{BdevIo, IoDone, IoKind, IoOp};
+use crate::plan::Plan;
 use crate::registry::Registry;
 
 mod injection;
@@ -35,6 +36,15 @@ pub struct ErrorOptions {
     pub uuid: Option<Uuid>,
 }
 
+impl ErrorOptions {
+    fn call(&self) -> ConfigCall {
+        ConfigCall {
+            method: "bdev_error_create",
+            params: to_params(self),
+        }
+    }
+}
+
 /// A device that fails on demand, for tests.
 ///
 /// An I/O meets its fate when it is submitted. Failed ones never reach the base. Held-back ones
@@ -50,23 +60,34 @@ pub struct ErrorBdev {
 }
 
 impl ErrorBdev {
-    /// Claims the base, and registers a device on it; returns its name.
+    /// Claims the base, and registers a device on it, now or when the base comes; returns its name.
     ///
     /// # Errors
-    /// [`CreateError::Registry`]: there is no base, it is claimed, or the name is taken.
+    /// [`CreateError::Registry`]: the base is claimed, or the name is taken.
     pub fn create(registry: &Registry, mut options: ErrorOptions) -> Result<String, CreateError> {
+        let name = format!("EE_{}", options.base_name);
+        options.uuid.get_or_insert_with(Uuid::new_v4);
+        registry.carry_out(Plan {
+            name: name.clone(),
+            base: options.base_name.clone(),
+            config: options.call(),
+            make: Arc::new(move |registry| Self::make(registry, options.clone())),
+        })?;
+        Ok(name)
+    }
+
+    fn make(registry: &Registry, mut options: ErrorOptions) -> Result<(), CreateError> {
         let name = format!("EE_{}", options.base_name);
         let base = open_base(registry, &options.base_name, &name)?;
         options.base_name = base.bdev().name().to_owned();
         let bdev = Self {
             uuid: *options.uuid.get_or_insert_with(Uuid::new_v4),
-            name: name.clone(),
+            name,
             options,
             base,
             injections: Arc::default(),
         };
-        registry.register(Arc::new(bdev))?;
-        Ok(name)
+        Ok(registry.register(Arc::new(bdev))?)
     }
 
     /// `bdev_error_inject_error`.
@@ -99,9 +120,12 @@ pub(crate) fn open_base(
 }
 
 /// What a device that passes I/O on can do. Write-zeroes is passed on in any case: if it has to
-/// be done by writing, then below.
+/// be done by writing, then below, as what a misaligned buffer takes.
 pub(crate) fn features_over(base: &Desc) -> Features {
-    let features = base.bdev().features();
+    let features = Features {
+        buf_align: 1,
+        ..base.bdev().features()
+    };
     if features.write_zeroes {
         return features;
     }
@@ -151,10 +175,7 @@ impl Bdev for ErrorBdev {
     }
 
     fn config(&self) -> Vec<ConfigCall> {
-        vec![ConfigCall {
-            method: "bdev_error_create",
-            params: to_params(&self.options),
-        }]
+        vec![self.options.call()]
     }
 
     fn driver_specific(&self) -> serde_json::Map<String, serde_json::Value> {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bdev::Bdev;
 use crate::claim::ClaimInfo;
+use crate::limits::RateLimits;
 
 /// A device and who uses it.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct BdevInfo {
     pub channels: usize,
     /// Who has claimed it.
     pub claim: Option<ClaimInfo>,
+    /// How fast it may be read and written.
+    pub limits: RateLimits,
     /// Whether its removal has begun.
     pub removing: bool,
 }
@@ -47,7 +50,7 @@ impl BdevInfo {
             json!(unmap_granularity_blocks),
         );
         put("uuid", json!(uuid));
-        put("assigned_rate_limits", unlimited());
+        put("assigned_rate_limits", limits_json(&self.limits));
         put("claimed", json!(self.claim.is_some()));
         if let Some(claim) = &self.claim {
             put("claim_type", json!(claim.claim_type.name()));
@@ -91,11 +94,11 @@ impl BdevInfo {
     }
 }
 
-fn unlimited() -> Value {
+fn limits_json(limits: &RateLimits) -> Value {
     json!({
-        "rw_ios_per_sec": 0,
-        "rw_mbytes_per_sec": 0,
-        "r_mbytes_per_sec": 0,
-        "w_mbytes_per_sec": 0,
+        "rw_ios_per_sec": limits.rw_ios_per_sec,
+        "rw_mbytes_per_sec": limits.rw_mbytes_per_sec,
+        "r_mbytes_per_sec": limits.r_mbytes_per_sec,
+        "w_mbytes_per_sec": limits.w_mbytes_per_sec,
     })
 }

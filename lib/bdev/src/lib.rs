@@ -23,9 +23,11 @@ mod error;
 mod histogram;
 mod info;
 mod io;
+mod limits;
 mod malloc;
 mod node;
 mod null;
+mod plan;
 mod registry;
 mod stats;
 #[cfg(test)]
@@ -42,8 +44,11 @@ pub use error::{ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType};
 pub use histogram::{HistogramOptions, HistogramSnapshot};
 pub use info::BdevInfo;
 pub use io::{BdevIo, IoDone, IoKind, IoOp};
+pub use limits::RateLimits;
 pub use malloc::{MallocBdev, MallocOptions};
 pub use null::{NullBdev, NullOptions};
 pub use registry::{BdevEvent, EventKind, OnRemoved, Registry, RegistryError, WaitId};
-pub use stats::{BdevStats, ChannelStats, KindStats, ResetMode, StatsSnapshot};
+pub use stats::{
+    BdevStats, ChannelStats, KindStats, QueueDepth, ResetMode, SamplingId, StatsSnapshot,
+};
 pub use uring::{AioOptions, UringBdev, UringOptions};

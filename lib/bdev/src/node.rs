@@ -1,18 +1,40 @@
 //! What the holders of a device share with the registry: its flags and its statistics.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::CoreIndex;
 
 use crate::histogram::{Histogram, HistogramOptions, HistogramSnapshot};
-use crate::stats::{BdevStats, ChannelStats, IoStats, ResetMode, StatsSnapshot};
+use crate::limits::{Limits, RateLimits};
+use crate::stats::{
+    BdevStats, ChannelStats, IoStats, QueueDepth, ResetMode, SamplingId, StatsSnapshot,
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Node {
-    removed: AtomicBool,
+    /// Flags that every I/O looks at, at once.
+    state: AtomicU8,
     resizes: AtomicU32,
+    limits: Limits,
     stats: Mutex<NodeStats>,
+}
+
+const REMOVED: u8 = 1 << 0;
+const LIMITED: u8 = 1 << 1;
+
+/// What every I/O must know of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeState(u8);
+
+impl NodeState {
+    pub(crate) fn is_removed(self) -> bool {
+        self.0 & REMOVED != 0
+    }
+
+    pub(crate) fn is_limited(self) -> bool {
+        self.0 & LIMITED != 0
+    }
 }
 
 #[derive(Debug, Default)]
@@ -22,6 +44,7 @@ struct NodeStats {
     closed: StatsSnapshot,
     histogram: Option<HistogramOptions>,
     closed_histogram: Option<HistogramSnapshot>,
+    queue_depth: Option<(SamplingId, QueueDepth)>,
 }
 
 #[derive(Debug)]
@@ -41,12 +64,24 @@ impl OpenChannel {
 }
 
 impl Node {
-    pub(crate) fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Acquire)
+    pub(crate) fn state(&self) -> NodeState {
+        NodeState(self.state.load(Ordering::Acquire))
     }
 
     pub(crate) fn mark_removed(&self) {
-        self.removed.store(true, Ordering::Release);
+        self.state.fetch_or(REMOVED, Ordering::Release);
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn set_limits(&self, limits: RateLimits) {
+        self.limits.set(limits);
+        match limits.are_off() {
+            true => self.state.fetch_and(!LIMITED, Ordering::Release),
+            false => self.state.fetch_or(LIMITED, Ordering::Release),
+        };
     }
 
     pub(crate) fn resizes(&self) -> u32 {
@@ -99,7 +134,31 @@ impl Node {
                 stats,
             });
         }
-        BdevStats { total, channels }
+        BdevStats {
+            total,
+            channels,
+            queue_depth: node.queue_depth.map(|(_, sampled)| sampled),
+        }
+    }
+
+    /// Samples from now on, or not any more with a period of zero.
+    pub(crate) fn set_sampling(&self, id: SamplingId, period_us: u64) {
+        let sampled = QueueDepth {
+            period_us,
+            ..QueueDepth::default()
+        };
+        self.lock().queue_depth = (period_us > 0).then_some((id, sampled));
+    }
+
+    /// Returns whether that is still wanted.
+    pub(crate) fn sample(&self, id: SamplingId) -> bool {
+        let mut node = self.lock();
+        let outstanding = node.open.iter().map(|open| open.stats.outstanding()).sum();
+        match &mut node.queue_depth {
+            Some((current, sampled)) if *current == id => sampled.add(outstanding),
+            _ => return false,
+        }
+        true
     }
 
     pub(crate) fn reset_stats(&self, mode: ResetMode) {

@@ -6,12 +6,15 @@ use rnbd_base::Errno;
 use rnbd_mem::{Buffer, Memory, Pages, Span};
 
 use crate::bdev::{Bdev, Features};
+use crate::channel::Bounce;
 use crate::claim::ClaimType;
 use crate::desc::{Desc, Hold};
 use crate::histogram::{HistogramOptions, HistogramSnapshot};
 use crate::info::BdevInfo;
+use crate::limits::RateLimits;
 use crate::node::Node;
-use crate::stats::{BdevStats, ResetMode};
+use crate::plan::Plans;
+use crate::stats::{BdevStats, ResetMode, SamplingId};
 
 mod error;
 mod state;
@@ -79,6 +82,7 @@ pub(crate) struct Shared {
     zeroes: OnceLock<Buffer>,
     state: Mutex<State>,
     subscribers: Mutex<Vec<Subscriber>>,
+    plans: Plans,
 }
 
 impl Registry {
@@ -91,6 +95,7 @@ impl Registry {
             zeroes: OnceLock::new(),
             state: Mutex::default(),
             subscribers: Mutex::default(),
+            plans: Plans::default(),
         });
         Self { shared }
     }
@@ -108,7 +113,12 @@ impl Registry {
         for on_arrival in arrivals {
             on_arrival();
         }
+        self.examine_new(&*bdev);
         Ok(())
+    }
+
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.shared.plans
     }
 
     /// Begins the removal of a device and of all that stand on it. Holders see
@@ -300,6 +310,45 @@ impl Registry {
         Ok(self.node(name)?.histogram())
     }
 
+    /// Limits how fast a device is read and written.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn set_limits(&self, name: &str, limits: RateLimits) -> Result<(), RegistryError> {
+        self.node(name)?.set_limits(limits);
+        Ok(())
+    }
+
+    /// The limits of a device.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn limits(&self, name: &str) -> Result<RateLimits, RegistryError> {
+        Ok(self.node(name)?.limits().get())
+    }
+
+    /// From now on somebody looks at a device's queue depth every `period_us` microseconds, by
+    /// [`Registry::sample_queue_depth`]; zero ends that.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`].
+    pub fn set_qd_sampling_period(
+        &self,
+        name: &str,
+        period_us: u64,
+    ) -> Result<SamplingId, RegistryError> {
+        let id = SamplingId(self.shared.lock().next_id());
+        self.node(name)?.set_sampling(id, period_us);
+        Ok(id)
+    }
+
+    /// Looks at a device's queue depth. Returns whether to look again: not if the device is gone,
+    /// or another period was set.
+    #[must_use]
+    pub fn sample_queue_depth(&self, name: &str, id: SamplingId) -> bool {
+        self.node(name).is_ok_and(|node| node.sample(id))
+    }
+
     fn node(&self, name: &str) -> Result<Arc<Node>, RegistryError> {
         Ok(Arc::clone(&self.shared.lock().find_mut(name)?.node))
     }
@@ -355,6 +404,19 @@ impl Shared {
             .alloc("zeroes for write_zeroes", ZEROES_BYTES, Pages::Small)
             .map_err(|_| Errno::NOMEM)?;
         Ok(self.zeroes.get_or_init(|| buffer).span())
+    }
+
+    /// Aligned buffers for a channel of `depth`, if the device needs any.
+    pub(crate) fn bounce_for(&self, bdev: &dyn Bdev, depth: u32) -> Result<Bounce, Errno> {
+        if bdev.features().buf_align <= 1 {
+            return Ok(Bounce::default());
+        }
+        let owner = format!("aligned buffers of bdev {}", bdev.name());
+        let area = self
+            .memory
+            .alloc(&owner, Bounce::bytes(depth), Pages::Small);
+        let area = area.map_err(|_| Errno::NOMEM)?;
+        Ok(Bounce::new(area, depth))
     }
 
     fn publish(&self, kind: EventKind, name: &str) {

@@ -133,6 +133,35 @@ impl StatsSnapshot {
     }
 }
 
+/// How many I/Os a device had outstanding, looked at from time to time. Times are in
+/// microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Time between two looks.
+    pub period_us: u64,
+    /// At the last look.
+    pub queue_depth: u64,
+    /// For how long there was any I/O.
+    pub io_time_us: u64,
+    /// That, times the depth.
+    pub weighted_io_time_us: u64,
+}
+
+impl QueueDepth {
+    /// `outstanding` I/Os now, and as if for a whole period.
+    pub(crate) fn add(&mut self, outstanding: u64) {
+        self.queue_depth = outstanding;
+        if outstanding > 0 {
+            self.io_time_us += self.period_us;
+            self.weighted_io_time_us += self.period_us * outstanding;
+        }
+    }
+}
+
+/// Names one call of [`crate::Registry::set_qd_sampling_period`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SamplingId(pub(crate) u64);
+
 /// The statistics of one open channel.
 #[derive(Clone, Debug)]
 pub struct ChannelStats {
@@ -149,6 +178,8 @@ pub struct BdevStats {
     pub total: StatsSnapshot,
     /// Of those that are open.
     pub channels: Vec<ChannelStats>,
+    /// Of all channels together, if it is looked at.
+    pub queue_depth: Option<QueueDepth>,
 }
 
 /// The live counters of one channel.
@@ -163,6 +194,7 @@ pub(crate) struct IoStats {
     histogram: Mutex<Option<Arc<Histogram>>>,
     /// Counted up after `histogram` was exchanged, so that the owner locks only then.
     histogram_generation: AtomicU32,
+    outstanding: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -190,6 +222,7 @@ impl IoStats {
             extremes_cleared: AtomicU32::new(0),
             histogram: Mutex::new(None),
             histogram_generation: AtomicU32::new(0),
+            outstanding: AtomicU64::new(0),
         }
     }
 
@@ -211,6 +244,15 @@ impl IoStats {
         if let Some(histogram) = &owner.histogram {
             histogram.record(kind, latency.0);
         }
+    }
+
+    /// For those who look at queue depths.
+    pub(crate) fn set_outstanding(&self, count: usize) {
+        self.outstanding.store(count as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.outstanding.load(Ordering::Relaxed)
     }
 
     pub(crate) fn snapshot(&self) -> StatsSnapshot {

@@ -119,8 +119,8 @@ impl Options {
 /// A file or block device.
 ///
 /// It is opened with `O_DIRECT` where file system and block size allow it, and through the page
-/// cache else, which is said in the log. Buffers must then be aligned as
-/// [`Features::buf_align`] says. A file that cannot be opened for writing becomes a read-only
+/// cache else, which is said in the log. With `O_DIRECT`, I/O whose buffer is not aligned as
+/// [`Features::buf_align`] says takes a copy. A file that cannot be opened for writing becomes a read-only
 /// device.
 #[derive(Debug)]
 pub struct UringBdev {

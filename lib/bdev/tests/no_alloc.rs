@@ -5,7 +5,7 @@
 use rnbd_base::{CoreIndex, Nanos};
 use rnbd_bdev::{
     BdevIo, Channel, DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, IoDone, IoOp, MallocBdev,
-    MallocOptions, NullBdev, NullOptions, Registry, UringBdev, UringOptions,
+    MallocOptions, NullBdev, NullOptions, RateLimits, Registry, UringBdev, UringOptions,
 };
 use rnbd_mem::{Memory, MemoryConfig, Pages, Span};
 
@@ -91,13 +91,23 @@ fn nothing_is_allocated_per_io() {
     image.as_file().set_len(64 * 512).unwrap();
     let memory = Memory::new(MemoryConfig::default());
     let registry = Registry::new(memory.clone());
-    let buffer = memory.alloc("test", 4096, Pages::Small).unwrap();
-    let buf = buffer.span().slice(0, 4096).unwrap();
+    let buffer = memory.alloc("test", 8192, Pages::Small).unwrap();
+    let aligned = buffer.span().slice(0, 4096).unwrap();
+    let misaligned = buffer.span().slice(1, 4096).unwrap();
     for name in make_devices(&registry, &memory, image.path()) {
         let desc = registry.open(&name, true).unwrap();
         let mut channel = desc.open_channel(CoreIndex(0), DEPTH).unwrap();
         let mut done = Vec::with_capacity(DEPTH as usize);
-        let counted = allocation_counter::measure(|| work(&mut channel, &mut done, buf, 50));
-        assert_eq!(counted.count_total, 0, "{name}");
+        for buf in [aligned, misaligned] {
+            let counted = allocation_counter::measure(|| work(&mut channel, &mut done, buf, 50));
+            assert_eq!(counted.count_total, 0, "{name}");
+        }
+        let limits = RateLimits {
+            rw_ios_per_sec: 100_000,
+            ..RateLimits::default()
+        };
+        registry.set_limits(&name, limits).unwrap();
+        let counted = allocation_counter::measure(|| work(&mut channel, &mut done, aligned, 50));
+        assert_eq!(counted.count_total, 0, "{name} with a limit");
     }
 }

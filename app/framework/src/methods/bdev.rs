@@ -1,4 +1,5 @@
 mod modules;
+mod options;
 mod stats;
 
 use std::rc::Rc;
@@ -10,24 +11,17 @@ use rnbd_base::Errno;
 use rnbd_bdev::{BdevInfo, CreateError, RegistryError};
 use rnbd_rpc::{RpcError, RpcResult};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{Methods, NoParams};
 use crate::reply::reply;
 use crate::system::System;
 
 pub(super) fn register(methods: &mut Methods<'_>) {
-    methods.add_sync("bdev_set_options", |system, options: Map<String, Value>| {
-        system.bdev_options.replace(Some(options));
-        Ok(json!(true))
-    });
     methods.add("bdev_get_bdevs", get_bdevs);
-    methods.add_sync("bdev_examine", |system, params: Name| {
-        find(system, &params.name)?;
-        Ok(json!(true))
-    });
     methods.add_sync("bdev_wait_for_examine", |_, NoParams {}| Ok(json!(true)));
     modules::register(methods);
+    options::register(methods);
     stats::register(methods);
 }
 

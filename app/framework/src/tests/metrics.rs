@@ -62,6 +62,8 @@ fn connected_program() -> Fixture {
     fixture.connect();
     let export = json!({"bdev_name": "R0", "address": "127.0.0.1:0"});
     fixture.call("nbd_start_export", export);
+    let sampling = json!({"name": "R0", "period": 1_000_000});
+    fixture.call("bdev_set_qd_sampling_period", sampling);
     fixture
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::*;
 use crate::completions::Completions;
 use crate::testing::{Driver, Rig, flush, io, read, write};
-use crate::{Geometry, IoKind, Registry};
+use crate::{Geometry, IoKind, RateLimits, Registry};
 
 /// A device that can do little, and notes what it is asked for.
 #[derive(Debug)]
@@ -240,17 +240,139 @@ fn zeroes_are_written_where_there_is_no_command_for_them() {
 }
 
 #[test]
-fn buffers_must_be_aligned_as_the_device_says() {
+fn a_device_that_needs_aligned_buffers_gets_nothing_else() {
+    let features = Features {
+        buf_align: 512,
+        ..Features::default()
+    };
+    let mut modest = modest(features, u64::MAX);
+    let buffer = modest.rig.buffer(1 << 20);
+    let off = buffer.span().slice(256, 600 * 512).unwrap();
+    modest.driver.run(&read(0, 600, off)).unwrap();
+    modest.driver.run(&write(7, 600, off)).unwrap();
+    let pieces = [(0, 256), (256, 256), (512, 88)];
+    let shifted = pieces.map(|(first, blocks)| (first + 7, blocks));
+    assert_eq!(ranges(&modest.seen), [pieces, shifted].concat());
+    let is_good = |io: &BdevIo| {
+        let fits = io.buf.len() as u64 == io.num_blocks * 512;
+        fits && io.buf.addr().is_multiple_of(512)
+    };
+    assert!(modest.seen.lock().unwrap().iter().all(is_good));
+}
+
+#[test]
+fn an_aligned_buffer_goes_to_the_device_as_it_is() {
     let features = Features {
         buf_align: 512,
         ..Features::default()
     };
     let mut modest = modest(features, u64::MAX);
     let buffer = modest.rig.buffer(2048);
-    let off = buffer.span().slice(256, 512).unwrap();
-    assert_eq!(modest.driver.submit(&read(0, 1, off)), Err(Errno::INVAL));
     let on = buffer.span().slice(512, 512).unwrap();
     modest.driver.run(&read(0, 1, on)).unwrap();
+    assert_eq!(modest.seen.lock().unwrap()[0].buf.addr(), on.addr());
+}
+
+/// Keeps 8 I/Os of 8 blocks in flight for a second of 100 µs steps; returns how many ended.
+fn done_in_a_second(rig: &Rig, driver: &mut Driver, op: IoOp) -> u64 {
+    let buffer = rig.buffer(4096);
+    let block = buffer.span().slice(0, 4096).unwrap();
+    let end = driver.now + Nanos::from_secs(1);
+    let mut ended = 0;
+    while driver.now < end {
+        while driver.channel.outstanding() < 8 {
+            driver.submit(&io(op, 0, 8, block)).unwrap();
+        }
+        ended += driver.poll().len() as u64;
+        driver.now += Nanos::from_micros(100);
+    }
+    ended
+}
+
+#[test]
+fn a_limited_device_does_what_it_may_and_no_more() {
+    let rig = Rig::new();
+    rig.malloc("M0", 64);
+    let (_desc, mut driver) = rig.open("M0", 8);
+    assert!(driver.channel.lends_memory());
+    let limits = RateLimits {
+        rw_ios_per_sec: 5000,
+        w_mbytes_per_sec: 1,
+        ..RateLimits::default()
+    };
+    rig.registry.set_limits("M0", limits).unwrap();
+    assert!(!driver.channel.lends_memory(), "reads in place pass by it");
+    let reads = done_in_a_second(&rig, &mut driver, IoOp::Read);
+    assert!((4990..=5015).contains(&reads), "{reads}");
+    driver.finish();
+    let writes = done_in_a_second(&rig, &mut driver, IoOp::Write { fua: false });
+    assert!((250..=260).contains(&writes), "{writes}");
+
+    rig.registry
+        .set_limits("M0", RateLimits::default())
+        .unwrap();
+    driver.poll();
+    assert_eq!(driver.channel.outstanding(), 0, "what waited goes at once");
+    assert!(done_in_a_second(&rig, &mut driver, IoOp::Read) > 50_000);
+}
+
+#[test]
+fn a_sleeper_is_told_when_a_limited_io_may_go() {
+    let rig = Rig::new();
+    rig.malloc("M0", 64);
+    let (_desc, mut driver) = rig.open("M0", 8);
+    let limits = RateLimits {
+        rw_ios_per_sec: 1000,
+        ..RateLimits::default()
+    };
+    rig.registry.set_limits("M0", limits).unwrap();
+    let buffer = rig.buffer(512);
+    let block = buffer.span().slice(0, 512).unwrap();
+    let start = driver.now;
+    (0..4).for_each(|_| driver.submit(&read(0, 1, block)).unwrap());
+    driver.poll();
+    assert_eq!(driver.channel.outstanding(), 2);
+    let next = start + Nanos::from_millis(1);
+    assert_eq!(driver.channel.next_deadline(), Some(next));
+    driver.finish();
+    assert_eq!(driver.now, start + Nanos::from_millis(2));
+}
+
+#[test]
+fn queue_depth_is_sampled_while_it_is_wanted() {
+    let rig = Rig::new();
+    rig.malloc("M0", 64);
+    let (_desc, mut driver) = rig.open("M0", 8);
+    let registry = &rig.registry;
+    let id = registry.set_qd_sampling_period("M0", 100).unwrap();
+    assert!(registry.sample_queue_depth("M0", id));
+    let buffer = rig.buffer(512);
+    let block = buffer.span().slice(0, 512).unwrap();
+    (0..3).for_each(|_| driver.submit(&read(0, 1, block)).unwrap());
+    assert!(registry.sample_queue_depth("M0", id));
+    let sampled = registry.stats("M0").unwrap().queue_depth.unwrap();
+    assert_eq!(
+        (
+            sampled.queue_depth,
+            sampled.io_time_us,
+            sampled.weighted_io_time_us
+        ),
+        (3, 100, 300)
+    );
+    driver.finish();
+    assert!(registry.sample_queue_depth("M0", id));
+    assert_eq!(
+        registry
+            .stats("M0")
+            .unwrap()
+            .queue_depth
+            .unwrap()
+            .queue_depth,
+        0
+    );
+    registry.set_qd_sampling_period("M0", 0).unwrap();
+    assert!(!registry.sample_queue_depth("M0", id));
+    assert_eq!(registry.stats("M0").unwrap().queue_depth, None);
 }
 
 #[test]

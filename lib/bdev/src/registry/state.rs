@@ -240,6 +240,7 @@ impl Entry {
             writers: self.writers,
             channels: self.channels,
             claim: self.claims.as_ref().map(Claims::info),
+            limits: self.node.limits().get(),
             removing: self.removing,
         }
     }

@@ -177,7 +177,7 @@ impl<F: Fabric> TargetShard<F> {
         request.device = place;
         request.op = op;
         request.bytes = num_blocks * u64::from(view.ok_or(Errno::NOTCONN)?.block_bytes);
-        if op == IoOp::Read && device.in_place {
+        if op == IoOp::Read && device.in_place && device.channel.lends_memory() {
             request.source = device.read_in_place(offset_blocks, num_blocks)?;
             io.on_sending(place);
             self.counters.completed_io += 1;

@@ -22,8 +22,12 @@ pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add("bdev_null_delete", delete::<NullBdev>);
     methods.add("bdev_uring_delete", delete::<UringBdev>);
     methods.add("bdev_aio_delete", delete::<UringBdev>);
-    methods.add("bdev_error_delete", delete::<ErrorBdev>);
-    methods.add("bdev_delay_delete", delete::<DelayBdev>);
+    methods.add("bdev_error_delete", |system, params| {
+        delete_planned::<ErrorBdev>(system, params, "bdev_error_create")
+    });
+    methods.add("bdev_delay_delete", |system, params| {
+        delete_planned::<DelayBdev>(system, params, "bdev_delay_create")
+    });
 }
 
 fn register_creation(methods: &mut Methods<'_>) {
@@ -96,6 +100,19 @@ async fn delete<B: Bdev>(system: Rc<System>, params: Name) -> RpcResult {
     // The last user may have been on a reactor; what takes long to free is freed here.
     drop(removed.await.ok_or_else(stopped)?);
     Ok(json!(true))
+}
+
+/// Deletes a disk that `method` makes whenever its base is there, or the wish for one.
+async fn delete_planned<B: Bdev>(
+    system: Rc<System>,
+    params: Name,
+    method: &'static str,
+) -> RpcResult {
+    let was_planned = system.bdevs.forget_plan(&params.name, method);
+    if was_planned && system.bdevs.get(&params.name).is_none() {
+        return Ok(json!(true));
+    }
+    delete::<B>(system, params).await
 }
 
 #[derive(Deserialize)]

@@ -69,7 +69,7 @@ fn get_iostat(system: &System, params: GetIostat) -> RpcResult {
     } else {
         let described: Result<Value, RpcError> = names
             .iter()
-            .map(|name| Ok(named(name, &stats(system, name)?.total)))
+            .map(|name| Ok(named(name, &stats(system, name)?)))
             .collect();
         answer["bdevs"] = described?;
     }
@@ -109,9 +109,19 @@ fn channels(system: &System, stats: &BdevStats) -> Value {
     stats.channels.iter().map(describe).collect()
 }
 
-fn named(name: &str, stats: &StatsSnapshot) -> Value {
+fn named(name: &str, stats: &BdevStats) -> Value {
     let mut json = Map::from_iter([("name".to_owned(), json!(name))]);
-    json.extend(counters(stats));
+    json.extend(counters(&stats.total));
+    if let Some(sampled) = &stats.queue_depth {
+        let members = [
+            ("queue_depth_polling_period", sampled.period_us),
+            ("queue_depth", sampled.queue_depth),
+            ("io_time", sampled.io_time_us),
+            ("weighted_io_time", sampled.weighted_io_time_us),
+        ];
+        let members = members.map(|(key, value)| (key.to_owned(), json!(value)));
+        json.extend(members);
+    }
     Value::Object(json)
 }
 
