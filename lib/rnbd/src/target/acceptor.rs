@@ -40,8 +40,8 @@ impl<F: Fabric> TargetShard<F> {
         reply: Reply<Result<Addr, FabricError>>,
     ) {
         let listening = self.listen(addr, options);
-        if let Ok(addr) = &listening {
-            log::info!("{}: listening on {addr:?}", self.caps.trtype);
+        if let Ok(Addr::Ip(address)) = &listening {
+            log::info!("{}: listening on {address}", self.caps.trtype);
         }
         reply(listening);
     }
