@@ -8,6 +8,7 @@ use rnbd_bdev::ErrorType;
 use rnbd_fabric::sim::{Connection, Crash, FaultPlan, Injection, PerMillion, Side, WireId};
 
 use crate::initiator::InitiatorHost;
+use crate::net;
 use crate::scenario::FaultKind;
 use crate::world::World;
 
@@ -54,6 +55,8 @@ impl World<'_> {
             FaultKind::ClockJump => self.now += Nanos::from_millis(self.rng.u64(100..20_000)),
             FaultKind::SessionDisconnected => self.disconnect_session(),
             FaultKind::PathCycled => self.some_initiator().disconnect_path(),
+            FaultKind::PathRemoved => self.some_initiator().remove_path(),
+            FaultKind::PolicyChanged => self.some_initiator().change_policy(),
             FaultKind::DiskCycled => self.cycle_disk(),
             FaultKind::Reattached => self.some_initiator().reattach(),
             FaultKind::DiskClosed => self.close_disk(),
@@ -102,9 +105,15 @@ impl World<'_> {
         self.repairs.push((at, repair));
     }
 
+    /// Some path of some client: its address and the target's.
+    fn some_way(&mut self) -> (IpAddr, IpAddr) {
+        let nth = self.rng.usize(..self.initiators.len());
+        let path = usize::from(self.rng.u8(..self.initiators[nth].spec.paths));
+        (net::client_ip(nth, path), net::target_ip(path))
+    }
+
     fn cut(&mut self, both_ways: bool) {
-        let client = self.initiators[self.rng.usize(..self.initiators.len())].ip;
-        let target = self.target.ip;
+        let (client, target) = self.some_way();
         let mut ways = vec![(client, target), (target, client)];
         self.rng.shuffle(&mut ways);
         ways.truncate(if both_ways { 2 } else { 1 });
@@ -148,11 +157,8 @@ impl World<'_> {
     }
 
     fn remove_device(&mut self) {
-        let nth = self.rng.usize(..=self.initiators.len());
-        let ip = self
-            .initiators
-            .get(nth)
-            .map_or(self.target.ip, |host| host.ip);
+        let (client, target) = self.some_way();
+        let ip = if self.rng.bool() { client } else { target };
         self.network.remove_device(ip);
         self.later(10..5_000, Repair::ReturnDevice(ip));
     }

@@ -5,20 +5,22 @@ use std::sync::Arc;
 
 use bdev_rnbd::{
     AttachParams, ControlError, ControllerInfo, Initiator, InitiatorConfig, InitiatorControl,
-    InitiatorShard, Multipath, Options, PathStats,
+    InitiatorShard, Options, PathStats,
 };
 use fastrand::Rng;
 use rnbd_base::{CoreIndex, Nanos, NoWake, Wake};
 use rnbd_bdev::Registry;
-use rnbd_fabric::Addr;
 use rnbd_fabric::sim::{Crash, SimFabric, SimNetwork};
 use rnbd_mem::Memory;
+use rnbd_rtrs::clt::Policy;
 use rnbd_wire::rnbd::AccessMode;
 
 use crate::answer::Answer;
 use crate::job::{Job, JobSpec, Phase, Tally};
 use crate::mapping::{AGAIN, Mapping, Surroundings};
 use crate::model::DiskModel;
+use crate::net;
+use crate::routes::Routes;
 use crate::scenario::{InitiatorSpec, Scenario};
 use crate::states::PathStates;
 
@@ -28,6 +30,7 @@ pub(crate) const CONTROLLER: &str = "ctrlr";
 /// An initiator's machine.
 #[derive(Debug)]
 pub(crate) struct InitiatorHost {
+    nth: usize,
     pub(crate) ip: IpAddr,
     pub(crate) name: String,
     pub(crate) spec: InitiatorSpec,
@@ -49,8 +52,11 @@ struct Running {
     registry: Registry,
     stage: Stage,
     mappings: Vec<Mapping>,
+    /// What the initiator says of its paths.
     paths: PathStates,
-    /// When the path that was closed is reconnected.
+    /// What is wanted of them.
+    routes: Routes,
+    /// When a path that was closed is reconnected.
     reconnect_at: Option<Nanos>,
     reconnecting: Option<Asked<()>>,
     rng: Rng,
@@ -68,12 +74,16 @@ enum Stage {
     Attaching(Asked<Vec<String>>),
     Attached,
     Detaching(Asked<()>),
+    /// It is being detached for good.
+    Leaving,
 }
 
 impl InitiatorHost {
-    pub(crate) fn new(scenario: &Scenario, nth: usize, ip: IpAddr, memory: &Memory) -> Self {
+    pub(crate) fn new(scenario: &Scenario, nth: usize, memory: &Memory) -> Self {
+        let ip = net::client_ip(nth, 0);
         let spec = scenario.initiators[nth].clone();
         Self {
+            nth,
             ip,
             name: format!("client{nth}"),
             options: scenario.options,
@@ -121,6 +131,7 @@ impl InitiatorHost {
             stage: Stage::Detached(now),
             mappings: self.mappings_anew(),
             paths,
+            routes: Routes::new(self.spec.paths),
             reconnect_at: None,
             reconnecting: None,
             rng: Rng::with_seed(seed),
@@ -187,7 +198,9 @@ impl InitiatorHost {
     pub(crate) fn is_mapped(&self) -> bool {
         self.running.as_ref().is_some_and(|running| {
             let is_attached = matches!(running.stage, Stage::Attached);
-            is_attached && running.mappings.iter().all(Mapping::is_mapped)
+            is_attached
+                && running.routes.all_added()
+                && running.mappings.iter().all(Mapping::is_mapped)
         })
     }
 
@@ -204,12 +217,12 @@ impl InitiatorHost {
     }
 
     /// Goes on with whatever was begun: attaching, mapping, reconnecting.
-    pub(crate) fn drive(&mut self, target: Addr, now: Nanos) {
-        let params = self.attach_params(target);
+    pub(crate) fn drive(&mut self, now: Nanos) {
+        let params = self.attach_params();
         let Some(running) = &mut self.running else {
             return;
         };
-        let attached = running.drive_controller(params, now);
+        let attached = running.drive_controller(params, self.nth, now);
         let around = Surroundings {
             initiator: &running.initiator,
             registry: &running.registry,
@@ -237,27 +250,49 @@ impl InitiatorHost {
             .collect()
     }
 
-    fn attach_params(&self, target: Addr) -> AttachParams {
+    /// All but the route.
+    fn attach_params(&self) -> AttachParams {
         let disks = self.mappings_anew();
         AttachParams {
             name: CONTROLLER.to_owned(),
             sessname: self.name.clone(),
             trtype: "TCP",
-            addr: target,
+            addr: net::target(0),
             hostaddr: None,
             num_io_queues: 0,
             queue_depth: 0,
             timeouts: None,
-            multipath: Multipath::default(),
+            multipath: self.spec.multipath,
             devices: disks.iter().map(Mapping::params).collect(),
         }
     }
 
-    /// Disconnects the path; it is reconnected some time later.
-    pub(crate) fn disconnect_path(&self) {
-        if let Some(running) = &self.running {
+    /// Disconnects a path; it is reconnected some time later.
+    pub(crate) fn disconnect_path(&mut self) {
+        if let Some(running) = &mut self.running
+            && let Some(path) = running.routes.some_path(&mut running.rng)
+        {
             let initiator = &running.initiator;
-            initiator.disconnect_path(CONTROLLER, 0, Box::new(|_| ()));
+            initiator.disconnect_path(CONTROLLER, path, Box::new(|_| ()));
+        }
+    }
+
+    /// Removes a path, if it is not the last; it is added again some time later.
+    pub(crate) fn remove_path(&mut self) {
+        if let Some(running) = &mut self.running {
+            running
+                .routes
+                .remove_some(&running.initiator, &mut running.rng);
+        }
+    }
+
+    /// Has the paths share the I/O in another way.
+    pub(crate) fn change_policy(&mut self) {
+        if let Some(running) = &mut self.running {
+            let policy = running.rng.choice(Policy::ALL).unwrap_or_default();
+            let min_io = running.rng.u32(1..20);
+            let initiator = &running.initiator;
+            initiator.set_policy(CONTROLLER, policy, min_io, Box::new(|_| ()));
         }
     }
 
@@ -294,7 +329,9 @@ impl InitiatorHost {
             _ => None,
         };
         let disks = running.mappings.iter().filter_map(Mapping::next_action);
-        let others = [attach_at, running.reconnect_at];
+        let is_attached = matches!(running.stage, Stage::Attached);
+        let add_at = running.routes.next_action().filter(|_| is_attached);
+        let others = [attach_at, running.reconnect_at, add_at];
         disks.chain(others.into_iter().flatten()).min()
     }
 
@@ -318,6 +355,7 @@ impl InitiatorHost {
     pub(crate) fn detach(&mut self) -> Option<Asked<()>> {
         let running = self.running.as_mut()?;
         running.mappings.iter_mut().for_each(Mapping::release);
+        running.stage = Stage::Leaving;
         Some(running.detach(false))
     }
 
@@ -334,11 +372,17 @@ impl InitiatorHost {
 
 impl Running {
     /// Returns the bdevs of a controller that was attached just now.
-    fn drive_controller(&mut self, params: AttachParams, now: Nanos) -> Vec<String> {
+    fn drive_controller(
+        &mut self,
+        mut params: AttachParams,
+        nth: usize,
+        now: Nanos,
+    ) -> Vec<String> {
         match &self.stage {
             Stage::Detached(at) if *at <= now => {
                 let (answer, reply) = Answer::new();
                 self.paths.clear();
+                (params.addr, params.hostaddr) = self.routes.begin(nth, &mut self.rng);
                 self.stage = Stage::Attaching(answer);
                 self.initiator.attach_controller(params, reply);
             }
@@ -346,6 +390,7 @@ impl Running {
                 None => (),
                 Some(Ok(bdevs)) => {
                     self.stage = Stage::Attached;
+                    self.routes.attached();
                     return bdevs;
                 }
                 Some(Err(_)) => self.stage = Stage::Detached(now + AGAIN),
@@ -358,7 +403,8 @@ impl Running {
                     };
                 }
             }
-            Stage::Detached(_) | Stage::Attached => (),
+            Stage::Attached => self.routes.drive(&self.initiator, nth, now),
+            Stage::Detached(_) | Stage::Leaving => (),
         }
         Vec::new()
     }
@@ -371,19 +417,21 @@ impl Running {
 
     /// An administrator finds a path closed after a while, and reconnects it as often as it takes.
     fn drive_reconnect(&mut self, now: Nanos) {
-        let is_closed = matches!(self.stage, Stage::Attached) && !self.paths.closed().is_empty();
+        let closed = self.paths.closed().first().copied();
+        let is_closed = matches!(self.stage, Stage::Attached) && closed.is_some();
         if is_closed && self.reconnect_at.is_none() && self.reconnecting.is_none() {
             self.reconnect_at = Some(now + Nanos::from_millis(self.rng.u64(10..5_000)));
         }
         if self.reconnect_at.is_some_and(|at| at <= now) {
             let (answer, reply) = Answer::new();
             self.reconnect_at = None;
-            self.reconnecting = Some(answer);
-            self.initiator.reconnect_path(CONTROLLER, 0, reply);
+            if let Some(path) = closed {
+                self.reconnecting = Some(answer);
+                self.initiator.reconnect_path(CONTROLLER, path, reply);
+            }
         }
-        if let Some(result) = self.reconnecting.as_ref().and_then(Answer::take) {
+        if self.reconnecting.as_ref().and_then(Answer::take).is_some() {
             self.reconnecting = None;
-            self.reconnect_at = result.err().map(|_| now + AGAIN);
         }
     }
 }

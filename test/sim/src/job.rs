@@ -83,6 +83,8 @@ impl Tally {
 pub(crate) struct Terms {
     /// I/O may fail.
     pub(crate) may_fail: bool,
+    /// A change that failed may still happen: there are other paths than the one it was lost on.
+    pub(crate) lingers: bool,
     /// Since when the disk is not exported: what is submitted later must fail.
     pub(crate) closed_since: Option<Nanos>,
 }
@@ -202,7 +204,12 @@ impl Job {
                 Ok(())
             }
             Pending::Change(blocks, how) => {
-                disk.end_change(blocks, done.result.map_or(Change::Unknown, |()| how));
+                let failed = if terms.lingers {
+                    Change::Lingering
+                } else {
+                    Change::Unknown
+                };
+                disk.end_change(blocks, done.result.map_or(failed, |()| how));
                 Ok(())
             }
             Pending::Read(id, _) if done.result.is_err() => {
@@ -223,8 +230,12 @@ impl Job {
         ))
     }
 
-    /// Nothing may succeed on a disk that is not exported.
+    /// Nothing may succeed on a disk that is not exported, but for flushes: those of a disk
+    /// without a cache need no answer.
     fn forbid(&self, submitted: Nanos, terms: Terms, pending: &Pending) -> Result<(), String> {
+        if matches!(pending, Pending::Flush(_)) {
+            return Ok(());
+        }
         match terms.closed_since {
             Some(closed) if closed <= submitted && !self.spec.is_hostile => Err(format!(
                 "disk {}: {pending:?} of {submitted:?} succeeded, and it was closed at {closed:?}",

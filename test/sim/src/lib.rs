@@ -26,6 +26,8 @@ mod job;
 mod ledger;
 mod mapping;
 pub mod model;
+mod net;
+mod routes;
 mod scenario;
 mod states;
 mod target;
@@ -33,7 +35,7 @@ mod world;
 
 pub use bench::Bench;
 pub use flaw::Flaw;
-pub use scenario::{FaultKind, Scenario, Shape};
+pub use scenario::{FaultKind, PATHS_MAX, Scenario, Shape};
 pub use world::{Failure, Report, World};
 
 /// Plays the scenario of one seed.

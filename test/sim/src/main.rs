@@ -25,7 +25,7 @@ struct Arguments {
     /// Ten times as much of everything per seed.
     #[arg(long)]
     long: bool,
-    /// Show each seed's scenario and report.
+    /// Show each seed's scenario, what target and initiators log, and the report.
     #[arg(long)]
     verbose: bool,
 }
@@ -38,6 +38,10 @@ fn main() -> Result<ExitCode> {
         Shape::Short
     };
     tell_of_panics(arguments.long);
+    if arguments.verbose {
+        log::set_logger(&Printer).expect("there is no other logger");
+        log::set_max_level(log::LevelFilter::Debug);
+    }
     let bench = Bench::new();
     let mut total = Report::default();
     for seed in arguments.from..arguments.from + arguments.seeds {
@@ -71,6 +75,28 @@ fn main() -> Result<ExitCode> {
         total.time
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what is logged as it comes.
+struct Printer;
+
+impl log::Log for Printer {
+    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        // Nothing can be done if nobody listens.
+        let _ = writeln!(
+            stdout(),
+            "{} {}: {}",
+            record.level(),
+            record.target(),
+            record.args()
+        );
+    }
+
+    fn flush(&self) {}
 }
 
 /// Says which seed it was when a seed panics: in a release build that is the end.

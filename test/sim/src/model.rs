@@ -35,6 +35,8 @@ struct Block {
     coming: Option<Content>,
     /// The power failed since: what is on its way may have come and gone.
     is_shaken: bool,
+    /// A change that failed may still happen.
+    is_haunted: bool,
     /// Counts beginnings and ends of changes.
     version: u64,
 }
@@ -59,6 +61,9 @@ pub struct FlushId(u64);
 pub enum Change {
     /// It may have happened or not.
     Unknown,
+    /// It may have happened or not, or happen until another change has ended: its path is lost,
+    /// and reads over others do not wait for the fence.
+    Lingering,
     /// It has happened.
     Done,
     /// It has happened and outlives a power failure.
@@ -98,6 +103,7 @@ impl DiskModel {
             unflushed: Vec::new(),
             coming: None,
             is_shaken: false,
+            is_haunted: false,
             version: 0,
         };
         Self {
@@ -167,10 +173,12 @@ impl DiskModel {
                 continue;
             };
             let is_certain = !block.is_shaken || how == Change::Durable;
-            if how == Change::Unknown || !is_certain {
-                add(&mut block.possible, content);
-            } else {
+            block.is_haunted |= how == Change::Lingering;
+            if matches!(how, Change::Done | Change::Durable) && is_certain {
                 block.become_one_of(vec![content], clock);
+                block.is_haunted = false;
+            } else {
+                add(&mut block.possible, content);
             }
             if how == Change::Durable {
                 block.unflushed.clear();
@@ -259,7 +267,8 @@ impl DiskModel {
                 )));
             }
             let block = self.block_mut(at);
-            if block.coming.is_none() && block.version == read.versions[nth] {
+            let is_settled = block.coming.is_none() && !block.is_haunted;
+            if is_settled && block.version == read.versions[nth] {
                 block.become_one_of(vec![found], clock);
             }
         }
@@ -270,6 +279,7 @@ impl DiskModel {
     pub fn abandon(&mut self) {
         self.reads.clear();
         for block in &mut self.blocks {
+            block.is_haunted = false;
             if let Some(content) = block.coming.take() {
                 block.version += 1;
                 add(&mut block.possible, content);

@@ -1,9 +1,10 @@
 //! What one seed plays.
 
-use bdev_rnbd::{Options, Timeouts};
+use bdev_rnbd::{Multipath, Options, TimeoutAction, Timeouts};
 use fastrand::Rng;
 use rnbd_base::Nanos;
 use rnbd_fabric::sim::{Device, FaultPlan, PerMillion};
+use rnbd_rtrs::clt::Policy;
 use rnbd_rtrs::{HeartbeatConfig, srv};
 use rnbd_wire::rnbd::AccessMode;
 
@@ -19,6 +20,9 @@ pub enum Shape {
     /// Ten times as much load, under ten times as many faults.
     Long,
 }
+
+/// Most paths between two hosts.
+pub const PATHS_MAX: usize = 4;
 
 /// Kinds of faults that a scenario may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +51,12 @@ pub enum FaultKind {
     ClockJump,
     /// The target's administrator disconnects a session.
     SessionDisconnected,
-    /// An initiator's administrator disconnects its path, and reconnects it.
+    /// An initiator's administrator disconnects a path, and reconnects it.
     PathCycled,
+    /// An initiator's administrator removes a path, and adds it again.
+    PathRemoved,
+    /// An initiator's administrator has the paths share the I/O in another way.
+    PolicyChanged,
     /// An initiator's administrator takes a disk away from its users, and maps it again.
     DiskCycled,
     /// An initiator's administrator detaches by force, and attaches again.
@@ -77,7 +85,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::CutOneWay,
         Self::CutBothWays,
         Self::SilentDrop,
@@ -91,6 +99,8 @@ impl FaultKind {
         Self::ClockJump,
         Self::SessionDisconnected,
         Self::PathCycled,
+        Self::PathRemoved,
+        Self::PolicyChanged,
         Self::DiskCycled,
         Self::Reattached,
         Self::DiskClosed,
@@ -142,6 +152,10 @@ pub struct DiskSpec {
 pub struct InitiatorSpec {
     /// Its cores.
     pub cores: u16,
+    /// Its paths to the target.
+    pub paths: u8,
+    /// How they share the I/O at first.
+    pub multipath: Multipath,
     /// Which disks it uses; nobody else does.
     pub disks: Vec<usize>,
     /// I/Os in flight per core and disk.
@@ -167,6 +181,8 @@ pub struct Scenario {
     pub options: Options,
     /// The network as long as no fault changes it.
     pub plan: FaultPlan,
+    /// How much longer than that messages take on each path.
+    pub path_delays: [Nanos; PATHS_MAX],
     /// The faults that it has.
     pub faults: Vec<FaultKind>,
     /// Mean time between two faults.
@@ -199,12 +215,39 @@ impl Scenario {
             disks,
             initiators,
             plan: plan(&mut rng),
+            path_delays: path_delays(&mut rng),
             faults,
             fault_interval: Nanos::from_millis(rng.u64(300..3_000)),
             flaw: None,
             load_time: Nanos::from_secs(rng.u64(5..20) * times),
             io_count: io_count(&mut rng) * times,
         }
+    }
+
+    /// One in which a write of a lost path is likely to land late: several paths, a slow disk with
+    /// a queue, and paths that are lost again and again.
+    #[must_use]
+    pub fn haunted(seed: u64) -> Self {
+        let mut scenario = Self::new(seed, Shape::Short);
+        scenario.faults = vec![
+            FaultKind::CutOneWay,
+            FaultKind::Reset,
+            FaultKind::DeviceRemoved,
+        ];
+        scenario.fault_interval = Nanos::from_millis(300);
+        scenario.io_count = 2_000;
+        scenario.options.bdev_retry_count = -1;
+        scenario.options.fence = true;
+        for disk in &mut scenario.disks {
+            disk.num_blocks = 16;
+            disk.first_blocks = 16;
+            disk.is_cached = true;
+            disk.delay_us = Some(20_000);
+        }
+        for initiator in &mut scenario.initiators {
+            initiator.paths = 3;
+        }
+        scenario
     }
 
     /// Mean time between two I/Os of one of an initiator's jobs.
@@ -234,6 +277,7 @@ impl Scenario {
             || self.faults.iter().any(|kind| kind.excuses_errors())
             || options.timeouts.fast_io_fail_timeout_sec > 0
             || options.timeouts.ctrlr_loss_timeout_sec > 0
+            || options.io_timeout_ms > 0 && options.action_on_timeout == TimeoutAction::Abort
     }
 }
 
@@ -270,12 +314,30 @@ fn hosts(rng: &mut Rng, faults: &[FaultKind]) -> (Vec<DiskSpec>, Vec<InitiatorSp
         disks.extend((0..rng.usize(1..=3)).map(|_| disk(rng, can_fail)));
         initiators.push(InitiatorSpec {
             cores: rng.u16(1..=2),
+            paths: if rng.bool() { 1 } else { rng.u8(2..=4) },
+            multipath: multipath(rng),
             disks: (first..disks.len()).collect(),
             depth: rng.u32(1..=8),
             is_hostile: is_hostile && nth == 0,
         });
     }
     (disks, initiators)
+}
+
+fn multipath(rng: &mut Rng) -> Multipath {
+    Multipath {
+        enabled: true,
+        policy: rng.choice(Policy::ALL).unwrap_or_default(),
+        min_io: rng.u32(1..20),
+    }
+}
+
+/// Half of the paths are as fast as can be.
+fn path_delays(rng: &mut Rng) -> [Nanos; PATHS_MAX] {
+    std::array::from_fn(|_| {
+        let slow = Nanos::from_millis(rng.u64(1..100));
+        if rng.bool() { slow } else { Nanos::ZERO }
+    })
 }
 
 fn disk(rng: &mut Rng, can_fail: bool) -> DiskSpec {
@@ -311,8 +373,7 @@ fn rtrs(rng: &mut Rng) -> srv::Config {
 }
 
 fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
-    let interval_ms = heartbeat.interval.as_duration().as_millis();
-    let interval_ms = u32::try_from(interval_ms).unwrap_or(u32::MAX);
+    let hb_interval_ms = u32::try_from(heartbeat.interval.0 / 1_000_000).unwrap_or(u32::MAX);
     let one_in_four = |rng: &mut Rng| rng.u8(..4) == 0;
     Options {
         timeouts: Timeouts {
@@ -328,11 +389,18 @@ fn options(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Options {
         } else {
             0
         },
-        hb_interval_ms: interval_ms,
+        action_on_timeout: if rng.bool() {
+            TimeoutAction::Reset
+        } else {
+            TimeoutAction::Abort
+        },
+        hb_interval_ms,
         hb_missed_max: heartbeat.missed_max,
-        peer_hb_interval_ms: interval_ms,
+        peer_hb_interval_ms: hb_interval_ms,
         peer_hb_missed_max: heartbeat.missed_max,
-        ..Options::default()
+        // Without the fence, longer than anything in a scenario holds a message back.
+        fence: rng.u8(..8) > 0,
+        fence_timeout_ms: 60_000,
     }
 }
 

@@ -62,6 +62,7 @@ impl PathStates {
 }
 
 const CLOSED: &str = "disconnected";
+const REMOVED: &str = "removed";
 
 impl Inner {
     fn enter(&mut self, path: u16, state: &str) {
@@ -71,6 +72,9 @@ impl Inner {
         if !may_follow(last, state) {
             let what = format!("path {path} went from {last:?} to {state}");
             self.illegal.get_or_insert(what);
+        }
+        if state == REMOVED {
+            self.last.remove(&path);
         }
     }
 }
@@ -86,6 +90,7 @@ fn may_follow(last: Option<&str>, state: &str) -> bool {
         "reconnecting" => matches!(last, "connected" | "connecting" | "reconnecting" | CLOSED),
         "closing" => matches!(last, "connecting" | "reconnecting" | "connected"),
         CLOSED => last == "closing",
+        REMOVED => last == CLOSED,
         _ => false,
     }
 }

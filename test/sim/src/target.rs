@@ -8,8 +8,8 @@ use rnbd_bdev::{
     Bdev, DelayBdev, DelayOptions, ErrorBdev, ErrorOptions, ErrorType, InjectError, InjectIoType,
     MallocBdev, MallocOptions, Registry,
 };
+use rnbd_fabric::ListenOptions;
 use rnbd_fabric::sim::{Crash, SimFabric, SimNetwork};
-use rnbd_fabric::{Addr, ListenOptions};
 use rnbd_mem::Memory;
 use rnbd_proto::srv::{Export, Exports, ServiceOptions};
 use rnbd_proto::target::{
@@ -21,9 +21,8 @@ use rnbd_rtrs::srv;
 use crate::answer::Answer;
 use crate::disk::CachedDisk;
 use crate::flaw::{Flaw, FlawedDisk};
-use crate::scenario::{DiskSpec, Scenario};
-
-const PORT: u16 = 1234;
+use crate::net;
+use crate::scenario::{DiskSpec, PATHS_MAX, Scenario};
 
 /// The target's machine.
 #[derive(Debug)]
@@ -55,11 +54,11 @@ struct Running {
 
 impl TargetHost {
     /// The machine with its disks, its process not started.
-    pub(crate) fn new(scenario: &Scenario, ip: IpAddr, memory: &Memory) -> Self {
+    pub(crate) fn new(scenario: &Scenario, memory: &Memory) -> Self {
         let registry = Registry::new(memory.clone());
         let disks = scenario.disks.iter().enumerate();
         Self {
-            ip,
+            ip: net::target_ip(0),
             cores: scenario.target_cores,
             rtrs: scenario.rtrs,
             memory: memory.clone(),
@@ -69,11 +68,6 @@ impl TargetHost {
             registry,
             running: None,
         }
-    }
-
-    /// Where it listens.
-    pub(crate) fn addr(&self) -> Addr {
-        Addr::Ip((self.ip, PORT).into())
     }
 
     /// The name under which it exports a disk.
@@ -100,10 +94,12 @@ impl TargetHost {
         let parts = (0..self.cores).map(part).collect();
         let config = TargetConfig { rtrs: self.rtrs };
         let (handle, shards) = build(config, &services, parts).expect("scenarios are valid");
-        let (_, reply) = Answer::new();
-        handle
-            .add_listener(self.addr(), ListenOptions::default(), reply)
-            .expect("a new mailbox has room");
+        for path in 0..PATHS_MAX {
+            let (_, reply) = Answer::new();
+            handle
+                .add_listener(net::target(path), ListenOptions::default(), reply)
+                .expect("a new mailbox has room");
+        }
         self.running = Some(Running {
             handle,
             exports,

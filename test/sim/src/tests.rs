@@ -1,3 +1,5 @@
+use std::ops::RangeInclusive;
+
 use super::*;
 
 #[test]
@@ -36,6 +38,30 @@ fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
     }
     assert!(scenarios.iter().any(|scenario| scenario.rtrs.new_rkey));
     assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
+}
+
+/// The first of some seeds that finds something when writes of lost paths are sent again at once.
+fn finds_without_fence(seeds: RangeInclusive<u64>) -> Option<(u64, Failure)> {
+    let bench = Bench::new();
+    seeds.into_iter().find_map(|seed| {
+        let mut scenario = Scenario::haunted(seed);
+        scenario.options.fence = false;
+        scenario.options.fence_timeout_ms = 0;
+        let failure = World::new(&bench, scenario).run().err()?;
+        Some((seed, failure))
+    })
+}
+
+#[test]
+fn without_the_fence_a_ghost_write_is_found_and_with_it_none() {
+    let (seed, failure) = finds_without_fence(1..=60).expect("one in sixty");
+    assert!(
+        failure.what.contains("but may have only"),
+        "seed {seed}: {failure}"
+    );
+    let bench = Bench::new();
+    let fenced = World::new(&bench, Scenario::haunted(seed)).run();
+    assert!(fenced.is_ok(), "seed {seed}: {fenced:?}");
 }
 
 /// Whether one of a few seeds finds something on disks with this flaw. Faults that would excuse it

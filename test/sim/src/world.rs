@@ -1,7 +1,6 @@
 //! Everything of one seed, and the clock.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
 
 use fastrand::Rng;
 use rnbd_base::{Nanos, Poll, Progress};
@@ -14,6 +13,7 @@ use crate::initiator::InitiatorHost;
 use crate::job::{Phase, Terms};
 use crate::ledger::Ledger;
 use crate::model::DiskModel;
+use crate::net;
 use crate::scenario::Scenario;
 use crate::target::TargetHost;
 
@@ -102,12 +102,10 @@ impl<'a> World<'a> {
         let mut rng = Rng::with_seed(scenario.seed ^ 0x5EED);
         let network = SimNetwork::new(rng.u64(..), scenario.plan.clone());
         network.watch(true);
-        let target = TargetHost::new(&scenario, host(0), &bench.target);
+        net::lay(&network, &scenario);
+        let target = TargetHost::new(&scenario, &bench.target);
         let initiators = (0..scenario.initiators.len())
-            .map(|nth| {
-                let ip = host(1 + u8::try_from(nth).expect("at most three"));
-                InitiatorHost::new(&scenario, nth, ip, &bench.initiators[nth])
-            })
+            .map(|nth| InitiatorHost::new(&scenario, nth, &bench.initiators[nth]))
             .collect();
         Self {
             disks: models(&scenario),
@@ -166,6 +164,7 @@ impl<'a> World<'a> {
                 self.next_fault = self.now + self.fault_wait();
                 if let Some(kind) = self.rng.choice(self.scenario.faults.clone()) {
                     self.report.faults += 1;
+                    log::info!("at {:?}: {kind:?}", self.now);
                     self.strike(kind);
                 }
             }
@@ -203,9 +202,8 @@ impl<'a> World<'a> {
                 busy.push(actor);
             }
         }
-        let target = self.target.addr();
         for host in &mut self.initiators {
-            host.drive(target, self.now);
+            host.drive(self.now);
             if let Some(illegal) = host.illegal_step() {
                 return Err(illegal);
             }
@@ -239,10 +237,12 @@ impl<'a> World<'a> {
             Actor::Target(core) => Ok(self.target.shards()[core].poll(now)),
             Actor::Initiator(nth, core) => {
                 let host = &mut self.initiators[nth];
+                let paths = host.spec.paths;
                 let mut progress = host.shards()[core].poll(now);
                 for job in host.jobs_on(core) {
                     let terms = Terms {
                         may_fail: self.scenario.may_fail(job.disk),
+                        lingers: paths > 1,
                         closed_since: self.closed_since[job.disk],
                     };
                     let model = &mut self.disks[job.disk];
@@ -320,10 +320,6 @@ impl<'a> World<'a> {
         self.report.completed += tally.completed;
         self.report.failed += tally.failed;
     }
-}
-
-fn host(nth: u8) -> IpAddr {
-    Ipv4Addr::new(10, 0, 0, 1 + nth).into()
 }
 
 fn models(scenario: &Scenario) -> Vec<DiskModel> {

@@ -39,6 +39,18 @@ fn a_failed_write_leaves_two_contents_until_one_was_seen() {
 }
 
 #[test]
+fn a_write_of_a_lost_path_may_still_come_until_another_has_ended() {
+    let mut disk = DiskModel::new(1, SIZE, 4);
+    let old = written(&mut disk, Change::Done);
+    let late = written(&mut disk, Change::Lingering);
+    assert_eq!(read(&mut disk, old), Ok(()));
+    assert_eq!(read(&mut disk, late), Ok(()));
+    let new = written(&mut disk, Change::Done);
+    assert!(read(&mut disk, late).is_err(), "a ghost");
+    assert_eq!(read(&mut disk, new), Ok(()));
+}
+
+#[test]
 fn a_read_beside_a_write_may_see_both() {
     for pick_new in [false, true] {
         let mut disk = DiskModel::new(1, SIZE, 4);
