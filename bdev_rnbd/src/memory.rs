@@ -1,6 +1,7 @@
 //! Memory that one connection's fabric domain can use.
 
 use rnbd_base::Errno;
+use rnbd_bdev::IoOp;
 use rnbd_fabric::{Access, DomainId, Fabric, FabricError, MemoryKey, Sge};
 use rnbd_mem::{Buffer, Memory, Span};
 
@@ -103,7 +104,8 @@ impl Registrations {
         Ok(Some(key))
     }
 
-    /// Registers just this span, for one I/O. The peer may write it until it is deregistered.
+    /// Registers just this span, for one I/O: for a read, the peer may write it until it is
+    /// deregistered; for a write, the peer cannot reach it.
     ///
     /// # Errors
     /// The fabric refuses.
@@ -111,8 +113,13 @@ impl Registrations {
         &self,
         fabric: &mut F,
         span: Span,
+        op: IoOp,
     ) -> Result<MemoryKey, Errno> {
-        self.register(fabric, span, Access::RemoteWrite)
+        let access = match op {
+            IoOp::Read => Access::RemoteWrite,
+            _ => Access::Local,
+        };
+        self.register(fabric, span, access)
     }
 
     fn register<F: Fabric>(

@@ -289,7 +289,7 @@ impl CoreChannel {
         if let Some(key) = known.map_err(Refused::Io)? {
             return Ok(key);
         }
-        let key = registrations.register_once(&mut core.fabric, span);
+        let key = registrations.register_once(&mut core.fabric, span, request.io.op);
         let key = key.map_err(Refused::Io)?;
         request.opening = Opening::Region(key.mr);
         Ok(key)

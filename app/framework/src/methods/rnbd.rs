@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use rnbd_base::Errno;
+use rnbd_base::{Errno, Nanos};
 use rnbd_proto::srv::{Export, ExportError, ExportInfo, HostRule, OpenInfo, ServiceOptions};
 use rnbd_proto::target::{DeviceCounters, DeviceInfo, DeviceSelector, IoCounters, SessionInfo};
 use rnbd_rpc::{RpcError, RpcResult};
@@ -66,6 +66,15 @@ struct SetOptions {
     allow_any_host: Option<bool>,
     default_access_mode_max: Option<Access>,
     max_devices_per_session: Option<u32>,
+    missing_device: Option<MissingDevice>,
+    open_timeout_ms: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum MissingDevice {
+    Fail,
+    Wait,
 }
 
 fn set_options(system: &System, params: SetOptions) -> RpcResult {
@@ -81,6 +90,12 @@ fn set_options(system: &System, params: SetOptions) -> RpcResult {
     }
     if let Some(devices) = params.max_devices_per_session {
         options.max_devices_per_session = devices;
+    }
+    if let Some(missing) = params.missing_device {
+        options.wait_for_missing = missing == MissingDevice::Wait;
+    }
+    if let Some(ms) = params.open_timeout_ms {
+        options.open_timeout = Nanos::from_millis(ms.into());
     }
     system.target.exports.set_options(options);
     system.target.rnbd_options_set.set(true);
@@ -120,6 +135,18 @@ pub(crate) fn options_json(options: &ServiceOptions) -> Map<String, Value> {
         (
             "max_devices_per_session",
             json!(options.max_devices_per_session),
+        ),
+        (
+            "missing_device",
+            json!(if options.wait_for_missing {
+                "wait"
+            } else {
+                "fail"
+            }),
+        ),
+        (
+            "open_timeout_ms",
+            json!(options.open_timeout.as_duration().as_millis()),
         ),
     ];
     members

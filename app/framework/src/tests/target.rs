@@ -39,3 +39,19 @@ fn a_path_that_is_named_is_reset_and_disconnected_alone() {
     fixture.call("rtrs_disconnect_session", one(path));
     assert_eq!(fixture.ask("rtrs_get_sessions"), json!([]));
 }
+
+#[test]
+fn what_becomes_of_missing_devices_is_an_option() {
+    let fixture = Fixture::running();
+    let options = fixture.ask("rnbd_get_options");
+    assert_eq!(options["missing_device"], "fail");
+    assert_eq!(options["open_timeout_ms"], 5000);
+    let set = json!({"missing_device": "wait", "open_timeout_ms": 50});
+    fixture.call("rnbd_set_options", set.clone());
+    let options = fixture.ask("rnbd_get_options");
+    for name in ["missing_device", "open_timeout_ms"] {
+        assert_eq!(options[name], set[name]);
+    }
+    let port = fixture.listen();
+    assert_eq!(fixture.attach(&port, "absent").unwrap_err().code, -2);
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rnbd_base::Errno;
+use rnbd_base::{Errno, Nanos};
 use rnbd_wire::rnbd::AccessMode;
 use thiserror::Error;
 
@@ -22,6 +22,10 @@ pub struct ServiceOptions {
     pub max_access: AccessMode,
     /// Devices that one session may have open.
     pub max_devices_per_session: u32,
+    /// An OPEN of what is not there waits for it, instead of failing at once.
+    pub wait_for_missing: bool,
+    /// How long an OPEN may wait, for that or for an earlier life of its device to end.
+    pub open_timeout: Nanos,
 }
 
 impl Default for ServiceOptions {
@@ -31,6 +35,8 @@ impl Default for ServiceOptions {
             allow_any_host: false,
             max_access: AccessMode::Migration,
             max_devices_per_session: 1024,
+            wait_for_missing: false,
+            open_timeout: Nanos::from_secs(5),
         }
     }
 }

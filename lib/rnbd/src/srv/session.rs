@@ -51,8 +51,9 @@ pub enum Command {
 ///            │ failed      │ force-close, bdev gone               ^
 ///            v             v             I/O drained              │ CLOSE
 ///          (free)       Revoking ────────────────────> Reserved ──┤
-///                          └─ CLOSE ─> Closing                    │ OPEN of the same name:
-///                                                                 v Opening, with the same id
+///                          └─ CLOSE ─> Closing            ^       │ OPEN of the same name
+///                                                  failed │       v
+///                                                         └─── Opening, with the same id
 /// ```
 ///
 /// A reserved id belongs to nobody else: a client that was not told that its device is gone must
@@ -88,6 +89,8 @@ pub struct Device {
     pub ticket: Option<Ticket>,
     /// I/O in flight.
     pub inflight: u32,
+    /// Its id stays reserved if it cannot be opened.
+    reopened: bool,
 }
 
 /// How an OPEN goes on.
@@ -97,6 +100,8 @@ pub enum StartOpen {
     Existing(usize),
     /// Look it up, then call [`Session::finish_open`] or [`Session::fail_open`].
     New(usize),
+    /// A device of this name is being opened or closed: try again when that is done.
+    Later,
 }
 
 /// How a close goes on.
@@ -207,16 +212,20 @@ impl Session {
     /// Makes room for a device, or finds the one that the client has under this name.
     ///
     /// # Errors
-    /// `ENOSPC`: too many devices; `EBUSY`: the same name is being opened or closed.
+    /// `ENOSPC`: too many devices.
     pub fn start_open(&mut self, open: &Open) -> Result<StartOpen, Errno> {
         match self.find(&open.dev_name) {
             Some((index, DeviceState::Open)) => Ok(StartOpen::Existing(index)),
             Some((index, DeviceState::Reserved)) => {
                 let id = self.places[index].id(index);
-                self.places[index].device = Some(Device::opening(id, open));
+                let device = Device::opening(id, open);
+                self.places[index].device = Some(Device {
+                    reopened: true,
+                    ..device
+                });
                 Ok(StartOpen::New(index))
             }
-            Some(_) => Err(Errno::BUSY),
+            Some(_) => Ok(StartOpen::Later),
             None => self.take_place(open).map(StartOpen::New),
         }
     }
@@ -230,9 +239,12 @@ impl Session {
         }
     }
 
-    /// The device could not be opened: its place is free.
+    /// The device could not be opened: its place is free, unless it was reserved before.
     pub fn fail_open(&mut self, index: usize) {
-        self.free(index);
+        match self.device_mut(index) {
+            Some(device) if device.reopened => device.state = DeviceState::Reserved,
+            _ => self.free(index),
+        }
     }
 
     /// The client is told about an open device again.
@@ -384,6 +396,7 @@ impl Device {
             },
             ticket: None,
             inflight: 0,
+            reopened: false,
         }
     }
 

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use rnbd_base::{Errno, Nanos};
 use rnbd_fabric::Fabric;
 use rnbd_rtrs::srv::{PathKey, SessionKey};
-use rnbd_wire::rnbd::{Open, OpenRsp};
+use rnbd_wire::rnbd::OpenRsp;
 
 use super::device_io::{DeviceIo, Service};
+use super::late_opens::OpenAttempt;
 use super::notification::Notification;
 use super::shard::{FOUND_MAX, TargetShard};
 use crate::srv::{
@@ -24,47 +25,28 @@ pub(super) struct Found {
 /// An OPEN request under way.
 #[derive(Clone, Copy, Debug)]
 struct Opening {
-    path: PathKey,
-    msg_id: u16,
+    attempt: OpenAttempt,
     session: SessionKey,
     /// The device's place in the session.
     place: usize,
-    open: Open,
 }
 
 impl<F: Fabric> TargetShard<F> {
     // Opening.
 
-    pub(super) fn open_device(&mut self, key: PathKey, msg_id: u16, open: &Open, now: Nanos) {
-        match self.try_open(key, msg_id, open) {
-            Ok(Some(rsp)) => self.respond(key, msg_id, &rsp.to_bytes(), now),
-            Ok(None) => (),
-            Err(errno) => {
-                log::warn!("device {} was not opened: {errno}", open.dev_name);
-                self.finish(key, msg_id, Err(errno), now);
-            }
-        }
-    }
-
-    /// Opens at once, or `None` if that takes a while.
-    fn try_open(
-        &mut self,
-        path: PathKey,
-        msg_id: u16,
-        open: &Open,
-    ) -> Result<Option<OpenRsp>, Errno> {
-        let session = self.path_io(path).ok_or(Errno::NOTCONN)?.session;
+    /// Opens at once, or `None` if that takes a while. `EAGAIN` asks for another try.
+    pub(super) fn try_open(&mut self, attempt: OpenAttempt) -> Result<Option<OpenRsp>, Errno> {
+        let session = self.path_io(attempt.path).ok_or(Errno::NOTCONN)?.session;
         let client = self.client(session).ok_or(Errno::NOTCONN)?;
-        let place = match client.session.start_open(open)? {
+        let place = match client.session.start_open(&attempt.open)? {
             StartOpen::Existing(place) => return self.describe_again(session, place).map(Some),
             StartOpen::New(place) => place,
+            StartOpen::Later => return Err(Errno::AGAIN),
         };
         let opening = Opening {
-            path,
-            msg_id,
+            attempt,
             session,
             place,
-            open: *open,
         };
         let looked_up = self.with_request(&opening, |exports, request| exports.open(request));
         let opened = looked_up.and_then(|lookup| match lookup {
@@ -93,13 +75,13 @@ impl<F: Fabric> TargetShard<F> {
     pub(super) fn handle_found(&mut self, found: Found, now: Nanos) {
         self.pending_opens = self.pending_opens.saturating_sub(1);
         let Found { opening, result } = found;
+        let attempt = opening.attempt;
         let opened = result.and_then(|bdev_name| self.attach_found(&opening, &bdev_name));
         match opened {
-            Ok(rsp) => self.respond(opening.path, opening.msg_id, &rsp.to_bytes(), now),
+            Ok(rsp) => self.respond(attempt.path, attempt.msg_id, &rsp.to_bytes(), now),
             Err(errno) => {
-                log::warn!("device {} was not opened: {errno}", opening.open.dev_name);
                 self.fail_open(&opening);
-                self.finish(opening.path, opening.msg_id, Err(errno), now);
+                self.postpone_or_fail(attempt, errno, now);
             }
         }
     }
@@ -129,11 +111,12 @@ impl<F: Fabric> TargetShard<F> {
         let client = self.clients.get(opening.session.index as usize);
         let client = client.and_then(Option::as_ref).ok_or(Errno::NOTCONN)?;
         let device = client.session.device(opening.place).ok_or(Errno::NOTCONN)?;
+        let open = &opening.attempt.open;
         let request = OpenRequest {
             sessname: &client.sessname,
             client: client.client,
-            dev_name: opening.open.dev_name.to_str().map_err(|_| Errno::INVAL)?,
-            mode: opening.open.access_mode,
+            dev_name: open.dev_name.to_str().map_err(|_| Errno::INVAL)?,
+            mode: open.access_mode,
             device_id: device.id,
         };
         ask(&self.services.exports, &request)
@@ -156,7 +139,7 @@ impl<F: Fabric> TargetShard<F> {
             .registry
             .open(&grant.bdev_name, write)
             .map_err(|error| {
-                log::warn!("export {}: {error}", opening.open.dev_name);
+                log::info!("export {}: {error}", opening.attempt.open.dev_name);
                 error.errno()
             })?;
         let depth = u32::from(self.config.rtrs.queue_depth);
@@ -188,7 +171,7 @@ impl<F: Fabric> TargetShard<F> {
         client.put_device(opening.place, device);
         let opened = Notification::DeviceOpened {
             sessname: client.sessname.clone(),
-            device: opening.open.dev_name.to_string(),
+            device: opening.attempt.open.dev_name.to_string(),
         };
         self.services.sink.notify(opened);
         self.make_room(opening);

@@ -25,6 +25,7 @@ mod gather;
 mod handle;
 mod handshake;
 mod info;
+mod late_opens;
 mod notification;
 mod open_beneath;
 mod parked;

@@ -12,6 +12,7 @@ use super::command::Command;
 use super::device_io::Service;
 use super::devices::Found;
 use super::directory::TransportId;
+use super::late_opens::LateOpen;
 use super::path_io::PathIo;
 use super::teardown::Wait;
 use super::wr_id::WrId;
@@ -50,6 +51,7 @@ pub struct TargetShard<F: Fabric> {
     /// Devices with I/O outstanding: session index and place.
     pub(super) active: Vec<(usize, usize)>,
     pub(super) waits: Vec<Wait>,
+    pub(super) late_opens: Vec<LateOpen>,
     pub(super) found_sender: Sender<Found>,
     pub(super) pending_opens: usize,
     pub(super) timer_at: Nanos,
@@ -115,6 +117,7 @@ impl<F: Fabric> TargetShard<F> {
             cons: Vec::new(),
             active: Vec::new(),
             waits: Vec::new(),
+            late_opens: Vec::new(),
             found_sender,
             pending_opens: 0,
             timer_at: Nanos::MAX,

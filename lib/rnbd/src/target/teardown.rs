@@ -183,9 +183,11 @@ impl<F: Fabric> TargetShard<F> {
             }
         }
         self.expire_waits(now);
+        self.retry_opens(now);
         let waits = self.waits.iter().map(|wait| wait.deadline);
+        let opens = self.late_opens.iter().map(|late| late.retry_at);
         let paths = self.sessions.next_deadline();
-        self.timer_at = waits.chain(paths).min().unwrap_or(Nanos::MAX);
+        self.timer_at = waits.chain(opens).chain(paths).min().unwrap_or(Nanos::MAX);
     }
 
     fn handle_path_timer(&mut self, key: PathKey, now: Nanos) {

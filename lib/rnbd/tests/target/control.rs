@@ -3,14 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use rnbd_base::{Errno, Nanos};
-use rnbd_bdev::{MallocBdev, MallocOptions};
-use rnbd_mem::{Memory, MemoryConfig};
-use rnbd_proto::srv::{Export, OpenPath, ServiceOptions};
-use rnbd_proto::target::{DeviceOpener, DeviceSelector, Reply, Selector, TargetHandle};
-use rnbd_wire::rnbd::AccessMode;
+use rnbd_fabric::Fabric;
+use rnbd_proto::target::{DeviceSelector, Notification, Selector, TargetHandle};
+use rnbd_wire::rnbd::{AccessMode, Op};
 
-use crate::client::{Client, Identity};
-use crate::rig::{Options, Rig, Sim, World};
+use crate::client::{Client, Identity, Image, io};
+use crate::rig::{BLOCK, Options, Rig, Sim, World, host, new_rkey};
 
 type SimClient = Client<<Sim as World>::Fabric>;
 
@@ -100,6 +98,73 @@ fn a_disconnect_gives_up_after_the_time_it_was_given() {
     assert_eq!(result, Err(Errno::TIMEDOUT));
 }
 
+/// The client hears nothing of the disconnect and goes on writing, with the keys that it had.
+fn a_late_write_fails(mut options: Options, path: Option<&str>) {
+    options.rtrs.queue_depth = 16;
+    let mut rig = Rig::sim(options);
+    let (mut client, id) = rig.up_with("disk");
+    rig.world.0.cut(host(1), host(2));
+    let asked_at = rig.now;
+    let wait = Some(Nanos::from_secs(5));
+    let gone = rig.ask(|handle, reply| handle.disconnect(&selector(path), wait, reply));
+    assert_eq!(gone, Ok(()));
+    assert!(rig.now.since(asked_at) < Nanos::from_secs(1));
+    assert_eq!(rig.chunk_memory(), 0);
+
+    let message = io(id, Op::Write, 0, BLOCK).to_bytes();
+    client.post_image(1, 0, &Image::write(&[0xbd; BLOCK], &message));
+    client.fabric.flush(rig.now);
+    rig.world.0.heal_all();
+    rig.run(&mut client, |client| client.closed.len() == 3);
+    assert!(client.answers.is_empty());
+    let mut other = rig.client_on(3, Identity::new("clt2", 2));
+    rig.bring_up(&mut other);
+    let id = rig.open_rw(&mut other, "disk");
+    other.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
+    rig.expect(&mut other, Ok(()));
+    assert_eq!(other.data(0, BLOCK), [0; BLOCK]);
+}
+
+#[test]
+fn who_is_disconnected_can_write_no_more() {
+    for path in [None, Some("ip:10.0.0.2@ip:10.0.0.1")] {
+        a_late_write_fails(Options::default(), path);
+        a_late_write_fails(new_rkey(), path);
+    }
+}
+
+#[test]
+fn one_path_is_disconnected_and_the_others_go_on() {
+    let mut rig = Rig::sim(Options::default());
+    let (mut first, id) = rig.up_with("disk");
+    let mut second = rig.added_path(3);
+    rig.log.0.lock().unwrap().clear();
+    let path = selector(Some("ip:10.0.0.2@ip:10.0.0.1"));
+    let wait = Some(Nanos::from_secs(5));
+    let gone = rig.ask(|handle, reply| handle.disconnect(&path, wait, reply));
+    assert_eq!(gone, Ok(()));
+    rig.run(&mut first, |first| first.closed.len() == 3);
+    assert_eq!(write(&mut rig, &mut second, id), Ok(()));
+    let log = rig.log.0.lock().unwrap();
+    let down = "clt1:ip:10.0.0.2@ip:10.0.0.1:closed by the administrator";
+    let told: Vec<_> = log.iter().map(Notification::ctx).collect();
+    assert_eq!(told, [down], "rtrs_path_down alone");
+}
+
+#[test]
+fn a_silence_is_told_before_its_path_is_given_up() {
+    let (mut rig, mut client, _) = up_with("disk");
+    client.answers_heartbeats = false;
+    rig.log.0.lock().unwrap().clear();
+    rig.run(&mut client, |client| client.closed.len() == 3);
+    let log = rig.log.0.lock().unwrap();
+    let types: Vec<_> = log.iter().map(Notification::notification_type).collect();
+    let missed = "rtrs_heartbeat_missed";
+    assert_eq!(types[..5], [missed; 5]);
+    assert_eq!(types[5], "rtrs_path_down");
+    assert_eq!(log[0].ctx(), "clt1:ip:10.0.0.2@ip:10.0.0.1");
+}
+
 #[test]
 fn what_is_not_there_is_said() {
     let (mut rig, _client, _) = up_with("disk");
@@ -140,111 +205,4 @@ fn shutdown_ends_everything() {
     rig.run(&mut client, |_| reply.lock().unwrap().is_some());
     assert_eq!(rig.chunk_memory(), 0);
     assert!(rig.services.exports.opens().is_empty());
-}
-
-type Asked = (OpenPath, Reply<Result<String, Errno>>);
-
-/// Opens files late: when the test says so.
-#[derive(Default)]
-struct Late {
-    asked: Mutex<Vec<Asked>>,
-    closed: Mutex<Vec<String>>,
-}
-
-impl DeviceOpener for Late {
-    fn open(&self, path: OpenPath, reply: Reply<Result<String, Errno>>) {
-        self.asked.lock().unwrap().push((path, reply));
-    }
-
-    fn closed(&self, bdev_name: &str) {
-        self.closed.lock().unwrap().push(bdev_name.to_owned());
-    }
-}
-
-fn rig_with_files() -> (Rig<Sim>, Arc<Late>) {
-    let late = Arc::new(Late::default());
-    let rig = Rig::with_opener(
-        Options::default(),
-        Arc::clone(&late) as Arc<dyn DeviceOpener>,
-    );
-    rig.services.exports.set_options(ServiceOptions {
-        dev_search_path: Some("/srv/%SESSNAME%".to_owned()),
-        allow_any_host: true,
-        ..ServiceOptions::default()
-    });
-    (rig, late)
-}
-
-#[test]
-fn a_file_below_the_search_path_is_opened_elsewhere() {
-    let (mut rig, late) = rig_with_files();
-    let mut client = rig.up(Identity::new("clt1", 1));
-    client.open(1, "images/a", AccessMode::ReadWrite);
-    rig.run(&mut client, |_| !late.asked.lock().unwrap().is_empty());
-    let (path, reply) = late.asked.lock().unwrap().remove(0);
-    assert_eq!(
-        path.root.join(&path.relative).to_str(),
-        Some("/srv/clt1/images/a")
-    );
-    reply(Ok("Malloc0".to_owned()));
-    rig.expect(&mut client, Ok(()));
-    let id = client.open_rsp(1).device_id;
-    assert_eq!(write(&mut rig, &mut client, id), Ok(()));
-    client.close(1, id);
-    rig.expect(&mut client, Ok(()));
-    assert_eq!(*late.closed.lock().unwrap(), ["Malloc0"]);
-}
-
-#[test]
-fn a_file_that_is_not_there_leaves_nothing() {
-    let (mut rig, late) = rig_with_files();
-    let mut client = rig.up(Identity::new("clt1", 1));
-    client.open(1, "absent", AccessMode::ReadWrite);
-    rig.run(&mut client, |_| !late.asked.lock().unwrap().is_empty());
-    let (_, reply) = late.asked.lock().unwrap().remove(0);
-    reply(Err(Errno::NOENT));
-    rig.expect(&mut client, Err(Errno::NOENT));
-    assert!(rig.sessions()[0].devices.is_empty());
-    let escape = rig.open(&mut client, "../absent", AccessMode::ReadWrite);
-    assert_eq!(escape.unwrap_err(), Errno::INVAL);
-}
-
-#[test]
-fn a_client_that_leaves_while_its_file_is_opened_is_waited_for() {
-    let (mut rig, late) = rig_with_files();
-    let mut client = rig.up(Identity::new("clt1", 1));
-    client.open(1, "a", AccessMode::ReadWrite);
-    rig.run(&mut client, |_| !late.asked.lock().unwrap().is_empty());
-    client.disconnect();
-    rig.run(&mut client, |client| client.closed.len() == 3);
-    assert_eq!(rig.sessions().len(), 1, "its OPEN is in flight");
-    let (_, reply) = late.asked.lock().unwrap().remove(0);
-    reply(Ok("Malloc0".to_owned()));
-    rig.run_alone(|rig| rig.chunk_memory() == 0);
-    assert!(rig.services.exports.opens().is_empty());
-    assert_eq!(*late.closed.lock().unwrap(), ["Malloc0"]);
-}
-
-#[test]
-fn an_export_without_its_bdev_cannot_be_opened_until_it_is_there() {
-    let (mut rig, mut client, _) = up_with("disk");
-    let export = Export {
-        allow_any_host: true,
-        ..Export::new("later", "Malloc9")
-    };
-    rig.services.exports.create(export).unwrap();
-    let absent = rig.open(&mut client, "later", AccessMode::ReadWrite);
-    assert_eq!(absent.unwrap_err(), Errno::NODEV);
-    let malloc = MallocOptions {
-        name: Some("Malloc9".to_owned()),
-        num_blocks: 8,
-        block_size: 512,
-        ..MallocOptions::default()
-    };
-    let memory = Memory::new(MemoryConfig::default());
-    MallocBdev::create(&rig.services.registry, &memory, malloc).unwrap();
-    let opened = rig
-        .open(&mut client, "later", AccessMode::ReadWrite)
-        .unwrap();
-    assert_eq!(opened.nsectors, 8);
 }

@@ -6,11 +6,13 @@
 mod client;
 mod control;
 mod fence;
+mod geometry;
 mod hostile;
 mod io;
 mod limits;
 mod logging;
 mod no_alloc;
+mod opens;
 mod rig;
 mod sessions;
 mod vectors;

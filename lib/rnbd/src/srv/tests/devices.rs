@@ -119,10 +119,25 @@ fn a_device_that_fails_to_open_leaves_nothing() {
         session.start_open(&open_msg("one")),
         Ok(StartOpen::New(0))
     ));
-    assert_eq!(session.start_open(&open_msg("one")), Err(Errno::BUSY));
+    assert_eq!(session.start_open(&open_msg("one")), Ok(StartOpen::Later));
     session.fail_open(0);
     assert_eq!(session.devices().count(), 0);
     opened(&mut session, "two");
+}
+
+#[test]
+fn an_id_stays_reserved_when_its_device_cannot_be_opened_again() {
+    let mut session = Session::new(4);
+    let (place, id) = opened(&mut session, "disk");
+    session.revoke(place);
+    session.take_drained(place);
+    for _ in 0..2 {
+        let again = session.start_open(&open_msg("disk"));
+        assert_eq!(again, Ok(StartOpen::New(place)));
+        session.fail_open(place);
+        assert_eq!(session.device(place).unwrap().state, DeviceState::Reserved);
+    }
+    assert_eq!(opened(&mut session, "disk"), (place, id));
 }
 
 #[test]
