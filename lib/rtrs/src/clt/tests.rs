@@ -3,5 +3,6 @@
 mod handshake;
 mod hostile;
 mod life;
+mod many;
 mod requests;
 mod rig;

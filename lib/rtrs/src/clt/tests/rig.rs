@@ -47,6 +47,19 @@ pub(super) fn accept(queue_depth: u16, new_rkey: bool) -> PathParameters {
     }
 }
 
+/// One descriptor for all chunks, with key 0x00181234.
+pub(super) fn info_rsp(params: &PathParameters) -> Vec<u8> {
+    let chunk = params.max_io_size + params.max_hdr_size;
+    let all = Descriptor {
+        addr: CHUNKS_AT,
+        key: 0x0018_1234,
+        len: chunk * u32::from(params.queue_depth),
+    };
+    let mut message = vec![0; InfoRsp::bytes(1)];
+    InfoRsp::encode(&[all], &mut message);
+    message
+}
+
 /// What would have gone out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Out {
@@ -183,17 +196,8 @@ impl Rig {
         self.run();
     }
 
-    /// One descriptor for all chunks, with key 0x00181234.
     pub(super) fn info_rsp(&self) -> Vec<u8> {
-        let chunk = self.params.max_io_size + self.params.max_hdr_size;
-        let all = Descriptor {
-            addr: CHUNKS_AT,
-            key: 0x0018_1234,
-            len: chunk * u32::from(self.params.queue_depth),
-        };
-        let mut message = vec![0; InfoRsp::bytes(1)];
-        InfoRsp::encode(&[all], &mut message);
-        message
+        info_rsp(&self.params)
     }
 
     /// Plays a server that agrees with everything, until nothing more is asked of it.
