@@ -5,7 +5,7 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod world;
 
-use bdev_rnbd::{ControllerState, Options, Timeouts};
+use bdev_rnbd::{ControllerState, Options, TimeoutAction, Timeouts};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{IoDone, IoOp};
 use rnbd_rtrs::clt::{PathState, Policy};
@@ -29,6 +29,16 @@ fn two_paths() -> (World, User) {
 fn states(world: &mut World) -> Vec<PathState> {
     let paths = world.controller().paths;
     paths.iter().map(|path| path.state).collect()
+}
+
+/// All I/O takes this path as long as it is up.
+fn prefer(world: &mut World, path: u16) {
+    world
+        .call(|control, reply| control.set_policy("r0", Policy::ActivePassive, 1, reply))
+        .unwrap();
+    world
+        .call(|control, reply| control.set_preferred_path("r0", path, reply))
+        .unwrap();
 }
 
 /// Submits `depth` I/Os of one block each, to as many blocks.
@@ -190,17 +200,7 @@ fn a_dead_path_is_noticed_within_a_second_if_that_is_wanted() {
 #[test]
 fn writes_of_a_lost_path_are_sent_again_only_when_the_target_has_confirmed_its_end() {
     let (mut world, mut user) = two_paths();
-    let policy = |world: &mut World, path| {
-        world
-            .call(|control, reply| {
-                control.set_policy("r0", Policy::ActivePassive, 1, reply);
-            })
-            .unwrap();
-        world
-            .call(|control, reply| control.set_preferred_path("r0", path, reply))
-            .unwrap();
-    };
-    policy(&mut world, 0);
+    prefer(&mut world, 0);
     world.cut(0);
     submit(&world, &mut user, WRITE, 8);
     world.run_for(Nanos::from_secs(1));
@@ -307,4 +307,175 @@ fn io_without_a_path_fails_after_the_configured_time() {
     world.until("the controller is given up", |world| {
         world.controller().state == ControllerState::Failed
     });
+}
+
+/// A target without the fence, as a kernel is, that is found dead after 2.5 s.
+fn kernel_target(options: Options) -> World {
+    let setup = Setup {
+        extension: false,
+        ..paths(2)
+    };
+    let options = Options {
+        hb_interval_ms: 500,
+        hb_missed_max: 3,
+        ..options
+    };
+    let mut world = World::with_all_paths(setup, options);
+    prefer(&mut world, 0);
+    world
+}
+
+#[test]
+fn writes_of_a_lost_path_wait_at_a_target_without_the_fence_and_reads_do_not() {
+    let mut world = kernel_target(Options::default());
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 3);
+    user.submit(3, IoOp::Read, 50, 1, world.now).unwrap();
+    let begun = world.now;
+    assert_eq!(finish(&mut world, &mut user, 1)[0].tag, 3);
+    assert!(world.now.since(begun) < Nanos::from_secs(3));
+    assert_eq!(world.controller().fence.held_writes, 3);
+    assert!(all_ok(&finish(&mut world, &mut user, 3)));
+    let took = world.now.since(begun);
+    assert!(
+        took > Nanos::from_secs(35) && took < Nanos::from_secs(40),
+        "{took:?}"
+    );
+    assert_eq!(world.controller().fence.counters.timed_out, 1);
+}
+
+#[test]
+fn the_wait_for_a_target_without_the_fence_can_be_switched_off() {
+    let mut world = kernel_target(Options {
+        fence_timeout_ms: 0,
+        ..Options::default()
+    });
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 3);
+    let begun = world.now;
+    assert!(all_ok(&finish(&mut world, &mut user, 3)));
+    assert!(world.now.since(begun) < Nanos::from_secs(3));
+}
+
+#[test]
+fn no_write_is_sent_while_one_that_failed_may_still_be_executed() {
+    let mut world = kernel_target(Options {
+        timeouts: Timeouts {
+            reconnect_delay_sec: 1,
+            fast_io_fail_timeout_sec: 6,
+            ..Timeouts::default()
+        },
+        ..Options::default()
+    });
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 1);
+    let failed = finish(&mut world, &mut user, 1);
+    assert_eq!(failed[0].result, Err(Errno::TIMEDOUT));
+    assert!(world.controller().fence.writes_stopped);
+    let written = world.stats()[1].writes;
+    submit(&world, &mut user, WRITE, 1);
+    world.read(&mut user_of(&world), 0, 1).unwrap();
+    let failed = finish(&mut world, &mut user, 1);
+    assert_eq!(failed[0].result, Err(Errno::TIMEDOUT), "by its own time");
+    assert_eq!(world.stats()[1].writes, written, "it was not sent");
+    world.until("the target's time is over", |world| {
+        !world.controller().fence.writes_stopped
+    });
+    submit(&world, &mut user, WRITE, 1);
+    assert!(all_ok(&finish(&mut world, &mut user, 1)));
+}
+
+/// Another user of the device, so that the first one's I/O is left alone.
+fn user_of(world: &World) -> User {
+    let desc = world.registry.open("r0_disk0", false).unwrap();
+    let channel = desc
+        .open_channel(rnbd_base::CoreIndex(0), User::DEPTH)
+        .unwrap();
+    let buffer = world
+        .memory
+        .alloc("test", 4096, rnbd_mem::Pages::Small)
+        .unwrap();
+    User {
+        channel,
+        desc,
+        buffer,
+    }
+}
+
+fn slow_heartbeat(action_on_timeout: TimeoutAction) -> Options {
+    Options {
+        peer_hb_interval_ms: 600_000,
+        io_timeout_ms: 2_000,
+        action_on_timeout,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn a_request_that_is_late_goes_over_another_path() {
+    let mut world = World::with_all_paths(paths(2), slow_heartbeat(TimeoutAction::Reset));
+    prefer(&mut world, 0);
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 4);
+    let begun = world.now;
+    assert!(all_ok(&finish(&mut world, &mut user, 4)));
+    let took = world.now.since(begun);
+    assert!(
+        took >= Nanos::from_secs(2) && took < Nanos::from_secs(3),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn a_request_that_is_late_fails_if_that_is_wanted() {
+    let mut world = World::with_all_paths(paths(2), slow_heartbeat(TimeoutAction::Abort));
+    prefer(&mut world, 0);
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 4);
+    let begun = world.now;
+    let done = finish(&mut world, &mut user, 4);
+    assert!(done.iter().all(|one| one.result == Err(Errno::TIMEDOUT)));
+    assert!(world.now.since(begun) < Nanos::from_secs(3));
+    submit(&world, &mut user, WRITE, 4);
+    assert!(
+        all_ok(&finish(&mut world, &mut user, 4)),
+        "once it is fenced"
+    );
+}
+
+#[test]
+fn a_request_that_is_late_is_only_told_of_if_that_is_wanted() {
+    let mut world = World::with_all_paths(paths(2), slow_heartbeat(TimeoutAction::None));
+    prefer(&mut world, 0);
+    let mut user = world.open("r0_disk0", 0);
+    world.cut(0);
+    submit(&world, &mut user, WRITE, 4);
+    world.run_for(Nanos::from_secs(10));
+    assert_eq!(user.channel.outstanding(), 4);
+    world.heal(0);
+    assert!(all_ok(&finish(&mut world, &mut user, 4)));
+    assert_eq!(world.stats()[0].reconnects_ok, 0);
+}
+
+#[test]
+fn removing_a_path_under_load_sends_nothing_again() {
+    let (mut world, mut user) = two_paths();
+    for path in [0, 1, 0] {
+        submit(&world, &mut user, WRITE, 12);
+        world.run_for(Nanos(2_000));
+        world
+            .call(|control, reply| control.disconnect_path("r0", path, reply))
+            .unwrap();
+        assert!(all_ok(&finish(&mut world, &mut user, 12)));
+        world
+            .call(|control, reply| control.reconnect_path("r0", path, reply))
+            .unwrap();
+    }
+    let stats = world.stats();
+    assert!(stats.iter().all(|path| path.failovered == 0), "{stats:?}");
 }

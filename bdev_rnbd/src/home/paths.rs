@@ -254,6 +254,9 @@ impl Home {
         );
         let ctx = format!("{}:{}", self.name, index.0);
         core.notify(NotificationKind::ReconnectFailed, ctx);
+        if error == PathError::Rejected(Errno::BUSY) {
+            return; // The old life is not over yet at the server: the next attempt may succeed.
+        }
         if let Some(path) = self.paths.get_mut(index) {
             for reply in path.reconnecting.drain(..) {
                 reply(Err(ControlError::new(error.errno(), error)));

@@ -5,10 +5,11 @@
 //! ```text
 //!          Connect              accepted                Up
 //!  Down ────────────> Connecting ────────> Established ────> Up
-//!   ^                      │                    │             │
-//!   │                      └────── Close, or failure ─────────┤
-//!   │  the connection's end                                   v
-//!   └───────────────────────────────────────────────────── Closing
+//!   ^                      │                    │             │ └─ Drain ─> Draining
+//!   │                      └────── Close, or failure ─────────┤                │
+//!   │  the connection's end                                   v                │
+//!   └───────────────────────────────────────────────────── Closing <───────────┘
+//!                                            nothing outstanding, Close, or failure
 //! ```
 //!
 //! Whatever happens, exactly one [`FromChannel::Closed`] follows each [`ToChannel::Connect`].
@@ -104,6 +105,7 @@ enum LinkState {
     Connecting,
     Established,
     Up,
+    Draining,
     Closing,
 }
 
@@ -258,6 +260,7 @@ impl Channel {
                     self.on_up(*path, &params, chunks, now);
                 }
             }
+            ToChannel::Drain { path, attempt } => self.on_drain(*path, *attempt),
             ToChannel::Close { path, attempt } => self.on_close(*path, *attempt),
             ToChannel::Fenced { path, attempt } => self.on_fenced(*path, *attempt),
             ToChannel::Latency { path, latency } => {
@@ -286,6 +289,28 @@ impl Channel {
         let place = self.up.partition_point(|other| *other < path);
         self.up.insert(place, path);
         self.actions.push_back(ChannelAction::Up(path));
+    }
+
+    fn on_drain(&mut self, path: PathIndex, attempt: Attempt) {
+        let Some(link) = self.paths.get_mut(path.index()) else {
+            return;
+        };
+        match link.state {
+            _ if link.attempt != attempt => {}
+            LinkState::Up => {
+                link.state = LinkState::Draining;
+                self.up.retain(|up| *up != path);
+                self.check_drained(path);
+            }
+            _ => self.fail(path, PathError::Requested),
+        }
+    }
+
+    fn check_drained(&mut self, path: PathIndex) {
+        let state = self.paths[path.index()].state;
+        if state == LinkState::Draining && self.lane.in_flight_on(path) == 0 {
+            self.fail(path, PathError::Requested);
+        }
     }
 
     /// Closing what is being closed already is done again: the fabric may be slow to say so.
@@ -466,12 +491,19 @@ impl Channel {
         link.heard = true;
         link.silent_since = now;
         match self.lane.on_answer(path, arrival) {
-            Ok(step) => step,
+            Ok(step) => self.after(path, step),
             Err(violation) => {
                 self.on_violation(path, arrival, violation);
                 Step::Wait
             }
         }
+    }
+
+    fn after(&mut self, path: PathIndex, step: Step) -> Step {
+        if matches!(step, Step::Done(_)) {
+            self.check_drained(path);
+        }
+        step
     }
 
     /// Heartbeats belong on the service connection and are ignored elsewhere (protocol.md 14.1).
@@ -487,11 +519,12 @@ impl Channel {
             return Step::Wait;
         };
         link.credit.on_sent();
-        match id {
+        let step = match id {
             WrId::Request(msg_id) => self.lane.on_sent(path, msg_id),
             WrId::Invalidate(msg_id) => self.lane.on_invalidated(path, msg_id),
             _ => Step::Wait,
-        }
+        };
+        self.after(path, step)
     }
 
     /// What [`Step::Invalidate`] asks for was posted and will complete.
@@ -501,7 +534,8 @@ impl Channel {
 
     /// What [`Step::Invalidate`] asks for was done, on a fabric that does it at once.
     pub fn handle_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
-        self.lane.on_invalidated(path, msg_id)
+        let step = self.lane.on_invalidated(path, msg_id);
+        self.after(path, step)
     }
 
     /// Looks after request timeouts and tells the session which paths are alive.
@@ -511,7 +545,8 @@ impl Channel {
         }
         self.next_tick = None;
         for path in (0..).map(PathIndex).take(self.paths.len()) {
-            if self.paths[path.index()].state == LinkState::Up {
+            let state = self.paths[path.index()].state;
+            if matches!(state, LinkState::Up | LinkState::Draining) {
                 self.next_tick = Some(now + self.tick());
                 self.check(path, now);
             }

@@ -51,6 +51,8 @@ struct Lost {
     attempt: Attempt,
     agreement: Option<Agreement>,
     has_fence: bool,
+    /// It is closed in good order: the server is not to break it off.
+    is_draining: bool,
     asked_on: Option<PathIndex>,
     deadline: Option<Nanos>,
 }
@@ -72,9 +74,16 @@ pub(super) struct Fences {
 }
 
 impl Fences {
-    /// A path was lost that requests used.
-    pub(super) fn on_lost(&mut self, path: PathIndex, attempt: Attempt, params: &PathParams) {
+    /// A path was lost that requests used, or is closed when nothing is outstanding on it.
+    pub(super) fn on_lost(
+        &mut self,
+        path: PathIndex,
+        attempt: Attempt,
+        params: &PathParams,
+        is_draining: bool,
+    ) {
         self.lost.push(Lost {
+            is_draining,
             path,
             attempt,
             agreement: params.agreement,
@@ -96,10 +105,10 @@ impl Fences {
         if unanswered == 0 {
             return self.settle(FencedBy::Idle, |lost| lost.attempt == attempt);
         }
-        for lost in self.lost.iter_mut().filter(|lost| !lost.has_fence) {
-            if lost.attempt == attempt {
-                lost.deadline = Some(now + timeout);
-            }
+        let mut all = self.lost.iter_mut();
+        if let Some(lost) = all.find(|lost| lost.attempt == attempt) {
+            lost.is_draining = false;
+            lost.deadline = (!lost.has_fence).then_some(now + timeout);
         }
         self.on_timer(now);
     }
@@ -162,9 +171,7 @@ impl Fences {
     ) -> Option<PathToken> {
         let instance = params.agreement.map(|agreement| agreement.instance);
         let mut lost = self.lost.iter_mut();
-        let unasked = lost.find(|lost| {
-            lost.has_fence && lost.asked_on.is_none() && lost.instance() == instance
-        })?;
+        let unasked = lost.find(|lost| lost.is_to_be_asked() && lost.instance() == instance)?;
         unasked.asked_on = Some(over);
         self.counters.sent += 1;
         unasked.agreement.map(|agreement| agreement.token)
@@ -191,6 +198,10 @@ impl Fences {
 }
 
 impl Lost {
+    fn is_to_be_asked(&self) -> bool {
+        self.has_fence && self.asked_on.is_none() && !self.is_draining
+    }
+
     fn instance(&self) -> Option<u64> {
         self.agreement.map(|agreement| agreement.instance)
     }
@@ -222,7 +233,7 @@ mod tests {
 
     fn lost(params: &PathParams) -> Fences {
         let mut fences = Fences::default();
-        fences.on_lost(A, Attempt(1), params);
+        fences.on_lost(A, Attempt(1), params, false);
         fences.on_torn_down(Attempt(1), 3, Nanos::ZERO, Nanos::from_secs(35));
         assert_eq!(fences.poll_fenced(), None);
         fences
@@ -244,6 +255,15 @@ mod tests {
         assert_eq!(fenced_by(&mut fences), None);
         fences.on_confirmed(PathToken::new(7).unwrap(), &over);
         assert_eq!(fenced_by(&mut fences), Some(FencedBy::Confirmation));
+    }
+
+    #[test]
+    fn a_server_is_not_asked_for_the_end_of_a_path_that_finishes_its_requests() {
+        let mut fences = Fences::default();
+        fences.on_lost(A, Attempt(1), &params(7, 1), true);
+        assert_eq!(fences.poll_question(B, &params(8, 1)), None);
+        fences.on_torn_down(Attempt(1), 1, Nanos::ZERO, Nanos::ZERO);
+        assert!(fences.poll_question(B, &params(8, 1)).is_some());
     }
 
     #[test]
@@ -294,7 +314,7 @@ mod tests {
     #[test]
     fn where_nothing_was_unanswered_nothing_has_to_be_fenced() {
         let mut fences = Fences::default();
-        fences.on_lost(A, Attempt(1), &params(0, 0));
+        fences.on_lost(A, Attempt(1), &params(0, 0), false);
         fences.on_torn_down(Attempt(1), 0, Nanos::ZERO, Nanos::from_secs(35));
         assert_eq!(fenced_by(&mut fences), Some(FencedBy::Idle));
     }

@@ -57,6 +57,14 @@ pub enum ToChannel {
         /// Where the chunks are.
         chunks: Arc<ChunkTable>,
     },
+    /// Begin nothing more on this path, and close your connection when nothing is outstanding on
+    /// it. Answered as [`ToChannel::Close`] is, which may follow for want of patience.
+    Drain {
+        /// Which path.
+        path: PathIndex,
+        /// Which incarnation.
+        attempt: Attempt,
+    },
     /// Close your connection of this path. Answered by [`FromChannel::Closed`] when that is final;
     /// at once, if it is closed already.
     Close {

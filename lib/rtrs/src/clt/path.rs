@@ -79,6 +79,8 @@ pub(super) struct Path {
     open: Vec<bool>,
     /// When to ask again for the end of connections that were to close.
     impatient_at: Option<Nanos>,
+    /// Channels finish what is outstanding before they close.
+    is_draining: bool,
     /// Requests of the present life that were not answered when their connection ended.
     unanswered: u32,
     /// Whether the server may create the session for the present attempt (protocol.md 7.5).
@@ -91,6 +93,9 @@ pub(super) struct Path {
 }
 
 impl Path {
+    /// How long a path that is to close may take to finish what is outstanding on it.
+    const DRAIN: Nanos = Nanos::from_secs(5);
+
     pub(super) fn new(
         index: PathIndex,
         uuid: [u8; 16],
@@ -113,6 +118,7 @@ impl Path {
             deadline: None,
             open: vec![false; usize::from(channels) + 1],
             impatient_at: None,
+            is_draining: false,
             unanswered: 0,
             first_conn: true,
             reconnect: Reconnect::new(seed),
@@ -418,7 +424,9 @@ impl Path {
             }
         }
         if self.impatient_at.is_some_and(|at| at <= cx.now) {
-            log::warn!("path {}: connections do not end", self.index.0);
+            if !self.is_draining {
+                log::warn!("path {}: connections do not end", self.index.0);
+            }
             self.close_connections(cx);
         }
         if self.deadline.is_some_and(|at| at <= cx.now) {
@@ -451,8 +459,18 @@ impl Path {
         self.close_connections(cx);
     }
 
+    /// Closes the path when nothing is outstanding on it: nothing has to be sent again, or fenced.
+    fn drain(&mut self, cx: &mut Context<'_>) {
+        self.heartbeat = None;
+        self.is_draining = true;
+        self.impatient_at = Some(cx.now + Self::DRAIN);
+        let (path, attempt) = (self.index, self.attempt);
+        cx.tell_channels(&ToChannel::Drain { path, attempt });
+    }
+
     /// Each connection reports its end once. One that takes too long is told again to close.
     fn close_connections(&mut self, cx: &mut Context<'_>) {
+        self.is_draining = false;
         self.impatient_at = Some(cx.now + cx.config.connect_timeout);
         let (path, attempt) = (self.index, self.attempt);
         if self.open[0] {
@@ -492,6 +510,10 @@ impl Path {
         self.open[usize::from(cid)] = false;
         self.unanswered += unanswered;
         self.fail(error, cx);
+        let is_last = cid == 0 || !self.open[1..].contains(&true);
+        if self.is_draining && is_last {
+            self.close_connections(cx);
+        }
         if !self.open.contains(&true) {
             self.impatient_at = None;
             let timeout = cx.config.fence_timeout;
@@ -554,11 +576,13 @@ impl Path {
     }
 
     fn close(&mut self, cx: &mut Context<'_>) {
-        let is_up_or_coming = matches!(self.state, PathState::Connecting | PathState::Connected);
+        let before = self.state;
         self.intent = Intent::Stop;
         self.set_state(PathState::Closing, cx);
-        if is_up_or_coming {
-            self.tear_down(cx);
+        match before {
+            PathState::Connected => self.drain(cx),
+            PathState::Connecting => self.tear_down(cx),
+            _ => {}
         }
         self.deadline = None;
         if !self.open.contains(&true) {
@@ -601,7 +625,9 @@ impl Path {
             self.state
         );
         if let (PathState::Connected, Some(params)) = (self.state, &self.params) {
-            cx.fences.on_lost(self.index, self.attempt, params);
+            let is_draining = state == PathState::Closing;
+            cx.fences
+                .on_lost(self.index, self.attempt, params, is_draining);
         }
         self.state = state;
         cx.out.tell(SessionEvent::Path {

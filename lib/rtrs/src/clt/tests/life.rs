@@ -3,9 +3,19 @@ use rnbd_base::Nanos;
 use rnbd_wire::Imm;
 
 use super::rig::{Out, PATH, Rig, accept, vector};
-use crate::clt::{Arrival, PathError, PathState, ReconnectPolicy, SessionConfig, SessionEvent};
+use crate::clt::{
+    Arrival, Direction, PathError, PathState, ReconnectPolicy, Request, SessionConfig,
+    SessionEvent, Step,
+};
 
 const SECOND: Nanos = Nanos::from_secs(1);
+
+const NO_DATA: Request = Request {
+    direction: Direction::Write,
+    user_bytes: 8,
+    data_bytes: 0,
+    exposure: None,
+};
 
 fn state(rig: &Rig) -> PathState {
     rig.session.path(PATH).unwrap().state
@@ -156,6 +166,46 @@ fn a_disconnected_path_stays_so_until_it_is_reconnected() {
 }
 
 #[test]
+fn a_path_that_is_closing_can_be_reconnected() {
+    let mut rig = up(SessionConfig::default());
+    rig.session.disconnect_path(PATH, rig.now);
+    rig.session.reconnect_path(PATH, rig.now);
+    rig.run();
+    rig.play_handshake();
+    assert_eq!(state(&rig), PathState::Connected);
+}
+
+#[test]
+fn a_path_that_is_disconnected_finishes_what_is_outstanding_first() {
+    let mut rig = up(SessionConfig::default());
+    let post = rig.begin(&NO_DATA);
+    rig.session.disconnect_path(PATH, rig.now);
+    rig.run();
+    assert!(rig.out.is_empty());
+    assert!(!rig.channels[0].is_up(), "nothing new begins on it");
+    let answer = Arrival::Immediate(Imm::response(post.msg_id, Ok(()), false));
+    assert!(matches!(rig.arrive(answer), Step::Done(_)));
+    assert_eq!(rig.out, [Out::Disconnect(1)]);
+    rig.play_handshake();
+    assert_eq!(state(&rig), PathState::Closed);
+    assert!(rig.ended.is_empty());
+    assert_eq!(rig.session.unfenced(), 0);
+}
+
+#[test]
+fn a_path_that_is_disconnected_does_not_wait_for_ever() {
+    let mut rig = up(SessionConfig::default());
+    rig.begin(&NO_DATA);
+    rig.session.disconnect_path(PATH, rig.now);
+    rig.run();
+    rig.advance(Nanos::from_secs(5));
+    assert_eq!(rig.out, [Out::Disconnect(0), Out::Disconnect(1)]);
+    rig.play_handshake();
+    assert_eq!(state(&rig), PathState::Closed);
+    assert_eq!(rig.ended.len(), 1);
+}
+
+#[test]
 fn reconnecting_a_path_that_is_up_closes_it_first() {
     let mut rig = up(SessionConfig::default());
     rig.session.reconnect_path(PATH, rig.now);
@@ -204,13 +254,7 @@ fn traffic_on_a_channel_is_a_sign_of_life() {
 #[test]
 fn a_control_request_that_is_not_answered_costs_the_path() {
     let mut rig = up(SessionConfig::default());
-    let request = crate::clt::Request {
-        direction: crate::clt::Direction::Write,
-        user_bytes: 8,
-        data_bytes: 0,
-        exposure: None,
-    };
-    rig.session.begin(PATH, &request, rig.now).unwrap();
+    rig.session.begin(PATH, &NO_DATA, rig.now).unwrap();
     for _ in 0..30 {
         rig.session
             .handle_arrival(PATH, Arrival::Immediate(Imm::HEARTBEAT_ACK), rig.now);
