@@ -78,8 +78,9 @@ impl Many {
     }
 
     fn add(&mut self) -> PathIndex {
-        let seed = self.requests.len() as u64;
-        let path = self.session.add_path([seed as u8 + 1; 16], seed).unwrap();
+        let seed = self.requests.len() as u64 + 1;
+        let uuid = u128::from(seed).to_le_bytes();
+        let path = self.session.add_path(uuid, seed).unwrap();
         self.session.start(path, self.now);
         self.run();
         path
