@@ -16,6 +16,7 @@ use crate::env::Env;
 use crate::logging::{Level, Logger};
 use crate::methods;
 use crate::options::Options;
+use crate::rdma;
 use crate::rpc_log;
 use crate::subsystem::SUBSYSTEMS;
 use crate::system::System;
@@ -92,6 +93,7 @@ impl App {
         let control = ControlLoop::new().context("cannot start the control thread")?;
         let handle = control.handle();
         let system = Rc::new(System::new(&options, handle.clone())?);
+        rdma::listen(&system);
         watch_signals(&system)?;
         let mut registry = Registry::new(Schema::builtin());
         methods::register(&mut registry, &system);

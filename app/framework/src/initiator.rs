@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bdev_rnbd::{ControlError, InitiatorConfig, InitiatorControl, Reply};
 use rnbd_bdev::ConfigCall;
-use rnbd_fabric::{Fabric, FabricError};
+use rnbd_fabric::Fabric;
 use rnbd_rpc::RpcError;
 use uuid::Uuid;
 
@@ -16,7 +16,6 @@ use crate::fabrics;
 use crate::methods::stopped;
 use crate::reply::reply;
 use crate::system::{System, notifier};
-use crate::target::fabric_error;
 
 /// The initiator, once it was needed.
 #[derive(Debug, Default)]
@@ -96,7 +95,7 @@ fn add_transport(
 ) -> Result<(), RpcError> {
     match trtype {
         #[cfg(feature = "rdma")]
-        TrType::Rdma => add_shards(initiator, trtype, fabrics::rdma, system),
+        TrType::Rdma => add_shards(initiator, trtype, || system.rdma.fabric(), system),
         _ => add_shards(initiator, trtype, fabrics::tcp, system),
     }
 }
@@ -104,14 +103,14 @@ fn add_transport(
 fn add_shards<F: Fabric>(
     initiator: &bdev_rnbd::Initiator,
     trtype: TrType,
-    fabric: impl Fn() -> Result<F, FabricError>,
+    fabric: impl Fn() -> Result<F, RpcError>,
     system: &System,
 ) -> Result<(), RpcError> {
     let reactors = &system.reactors;
-    let fabrics = system.poll_groups.iter().map(|group| {
-        let fabric = fabric().map_err(|error| fabric_error(&error))?;
-        Ok((group.core, fabric, reactors.waker(group.core)))
-    });
+    let fabrics = system
+        .poll_groups
+        .iter()
+        .map(|group| Ok((group.core, fabric()?, reactors.waker(group.core))));
     let fabrics: Result<Vec<_>, RpcError> = fabrics.collect();
     let name = format!("rnbd_initiator_{}", trtype.name().to_lowercase());
     let shards = initiator.add_fabric(fabrics?);

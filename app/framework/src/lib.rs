@@ -25,6 +25,8 @@ mod methods;
 mod nbd;
 mod options;
 mod poll_group;
+#[cfg_attr(not(feature = "rdma"), path = "rdma_missing.rs")]
+mod rdma;
 mod reply;
 mod rpc_log;
 mod subsystem;

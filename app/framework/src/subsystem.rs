@@ -17,8 +17,13 @@ pub(crate) struct Subsystem {
 /// to a half-built target; the exports of `rnbd` stand before them for the same reason.
 pub(crate) const SUBSYSTEMS: &[Subsystem] = &[
     Subsystem {
-        name: "bdev",
+        name: "rdma",
         depends_on: &[],
+        calls: |system| system.rdma.config().into_iter().collect(),
+    },
+    Subsystem {
+        name: "bdev",
+        depends_on: &["rdma"],
         calls: bdev_calls,
     },
     Subsystem {

@@ -16,6 +16,7 @@ use crate::initiator::Initiator;
 use crate::nbd::NbdExports;
 use crate::options::Options;
 use crate::poll_group::PollGroup;
+use crate::rdma::Rdma;
 use crate::target::Target;
 
 /// How long the program waits for I/O when it ends.
@@ -30,6 +31,7 @@ pub(crate) struct System {
     pub(crate) poll_groups: Vec<PollGroup>,
     pub(crate) target: Target,
     pub(crate) initiator: Initiator,
+    pub(crate) rdma: Rdma,
     pub(crate) nbd: NbdExports,
     pub(crate) handle: Handle,
     pub(crate) notifications: Notifications,
@@ -65,6 +67,7 @@ impl System {
         let system = Self {
             target: Target::new(&memory, &bdevs, &handle, &notifications),
             initiator: Initiator::default(),
+            rdma: Default::default(),
             nbd: NbdExports::default(),
             bdevs,
             memory,

@@ -26,6 +26,7 @@ use crate::address::{ListenAddress, TrType};
 use crate::fabrics;
 use crate::poll_group::PollGroup;
 use crate::reply::reply;
+use crate::system::System;
 
 pub(crate) use self::opener::FoundBdevs;
 
@@ -117,18 +118,21 @@ impl Target {
     pub(crate) fn create_transport(
         &self,
         options: TransportOptions,
-        reactors: &Reactors,
-        groups: &[PollGroup],
+        system: &System,
     ) -> Result<(), RpcError> {
+        let reactors = &system.reactors;
         options.trtype.check_available()?;
         if self.transport(options.trtype).is_ok() {
             let text = format!("transport {} exists already", options.trtype.name());
             return Err(RpcError::errno(Errno::EXIST, text));
         }
-        let groups = self.serving(reactors, groups)?;
+        let groups = self.serving(reactors, &system.poll_groups)?;
         let transport = match options.trtype {
             #[cfg(feature = "rdma")]
-            TrType::Rdma => self.transport_over(fabrics::rdma, options, reactors, &groups)?,
+            TrType::Rdma => {
+                let fabric = || system.rdma.fabric();
+                self.transport_over(fabric, options, reactors, &groups)?
+            }
             _ => self.transport_over(fabrics::tcp, options, reactors, &groups)?,
         };
         self.transports.borrow_mut().push(transport);
@@ -137,7 +141,7 @@ impl Target {
 
     fn transport_over<F: Fabric>(
         &self,
-        fabric: impl Fn() -> Result<F, FabricError>,
+        fabric: impl Fn() -> Result<F, RpcError>,
         options: TransportOptions,
         reactors: &Reactors,
         groups: &[&PollGroup],
@@ -346,13 +350,13 @@ impl Transport {
 }
 
 fn core_parts<F: Fabric>(
-    fabric: impl Fn() -> Result<F, FabricError>,
+    fabric: impl Fn() -> Result<F, RpcError>,
     reactors: &Reactors,
     group: &PollGroup,
 ) -> Result<CoreParts<F>, RpcError> {
     Ok(CoreParts {
         core: group.core,
-        fabric: fabric().map_err(|error| fabric_error(&error))?,
+        fabric: fabric()?,
         wake: reactors.waker(group.core),
     })
 }

@@ -22,6 +22,9 @@ pub struct VerbsConfig {
     /// After how long without an acknowledgement the device sends again: 4.096 µs · 2^n, n from
     /// 1 to 31; `None` leaves it to the connection manager. For outgoing connections.
     pub ack_timeout: Option<u8>,
+    /// How often a device sends again what was not acknowledged before it gives a connection up, 0
+    /// to 7. For outgoing connections.
+    pub retry_count: u8,
     /// Whether a client opens each buffer by a window of its own for as long as the request takes
     /// (protocol.md 5.11), where the devices have such windows. If not, a server may write all
     /// memory that a client does I/O from, for as long as it is connected.
@@ -39,6 +42,7 @@ impl Default for VerbsConfig {
             inline_bytes: 64,
             type_of_service: None,
             ack_timeout: None,
+            retry_count: 7,
             window_per_request: false,
         }
     }

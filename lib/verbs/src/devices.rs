@@ -6,7 +6,8 @@ use rnbd_fabric::FabricError;
 use rnbd_fabric::slab::Slab;
 use rustix::io::Errno;
 
-use crate::probe::{self, WindowSupport};
+use crate::host::{Instance, Opened};
+use crate::probe::WindowSupport;
 use crate::sys::{CmId, CompChannel, Cq, Device, DeviceKey, QpSizes};
 
 /// More than a host has slots for.
@@ -44,42 +45,44 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Opens and tries out all devices of the host. Takes milliseconds for each.
-    pub(crate) fn open_all() -> Result<Self, Errno> {
-        let mut devices = Self {
+    pub(crate) fn new() -> Self {
+        Self {
             table: Slab::new(DEVICES_MAX),
             cqs: Vec::new(),
-        };
-        for device in Device::open_all()? {
-            devices.add(device);
         }
-        Ok(devices)
     }
 
-    fn add(&mut self, device: Arc<Device>) -> Option<DeviceId> {
-        let windows = probe::windows(&device);
-        log::info!("verbs: device {} with {windows:?}", device.name());
+    /// Takes a device that was opened for this fabric.
+    pub(crate) fn add(&mut self, (device, windows): Opened) {
         let adapter = Adapter {
             device,
             windows,
             channel: None,
             cqs: Vec::new(),
         };
-        let (index, generation) = self.table.insert(|_, _| adapter).ok()?;
-        Some(DeviceId { index, generation })
+        if self.table.insert(|_, _| adapter).is_err() {
+            log::error!("verbs: more than {DEVICES_MAX} devices");
+        }
     }
 
-    /// The device that an identifier is on; one that came up since the start is opened now.
-    pub(crate) fn of(&mut self, id: &CmId) -> Result<DeviceId, FabricError> {
+    /// The device that an identifier is on. One that just came up may still be missing.
+    pub(crate) fn of(&self, id: &CmId) -> Result<DeviceId, FabricError> {
         let key = id.device_key().ok_or_else(no_device)?;
-        if let Some(known) = self.find(key) {
-            return Ok(known);
-        }
-        let device = Device::open_of(id).map_err(|errno| FabricError::System {
-            what: "opening the RDMA device",
-            errno,
-        })?;
-        self.add(device).ok_or_else(no_device)
+        self.find(key).ok_or_else(no_device)
+    }
+
+    /// The device whose life this is, if it is open.
+    pub(crate) fn of_instance(&self, instance: &Arc<Instance>) -> Option<DeviceKey> {
+        let mut all = self.table.iter();
+        let is_it = |adapter: &Adapter| Arc::ptr_eq(adapter.device.instance(), instance);
+        let (_, adapter) = all.find(|(_, adapter)| is_it(adapter))?;
+        Some(adapter.device.key())
+    }
+
+    /// Which life of a device this is.
+    pub(crate) fn instance(&self, key: DeviceKey) -> Option<Arc<Instance>> {
+        let adapter = self.get(self.find(key)?)?;
+        Some(Arc::clone(adapter.device.instance()))
     }
 
     /// The device with this key, if it is open.
@@ -99,12 +102,13 @@ impl Devices {
             .map(|((index, generation), adapter)| (DeviceId { index, generation }, adapter))
     }
 
-    /// Lets go of a device; what is still made from it has to be let go of beside.
-    pub(crate) fn remove(&mut self, id: DeviceId) {
-        self.table.remove(id.index, id.generation);
+    /// Takes a device out; what is still made from it has to be let go of beside.
+    pub(crate) fn remove(&mut self, id: DeviceId) -> Option<Adapter> {
+        let removed = self.table.remove(id.index, id.generation);
         let adapters = self.table.iter();
         let shared = adapters.flat_map(|(_, adapter)| &adapter.cqs);
         self.cqs = shared.map(|shared| Arc::clone(&shared.cq)).collect();
+        removed
     }
 
     /// All completion queues.
@@ -192,7 +196,7 @@ fn usable(entries: u32) -> u32 {
 
 fn no_device() -> FabricError {
     FabricError::System {
-        what: "finding the RDMA device",
+        what: "finding the RDMA device, which may just have come or gone",
         errno: Errno::NODEV,
     }
 }

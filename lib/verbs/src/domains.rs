@@ -6,6 +6,7 @@ use rnbd_fabric::slab::Slab;
 use rnbd_fabric::{DomainId, FabricError};
 
 use crate::devices::DeviceId;
+use crate::host::Scrap;
 use crate::sys::Pd;
 
 #[derive(Debug)]
@@ -79,35 +80,38 @@ impl Domains {
         entry.ok_or(STALE)
     }
 
-    /// One member less; the last one of a closed domain takes it along.
-    pub(crate) fn leave(&mut self, domain: DomainId) {
+    /// One member less; the last one of a closed domain takes it along, to be let go of.
+    #[must_use]
+    pub(crate) fn leave(&mut self, domain: DomainId) -> Option<Scrap> {
         if let Some(entry) = self.table.get_mut(domain.index, domain.generation) {
             entry.members -= 1;
         }
-        self.drop_if_over(domain);
+        self.take_if_over(domain)
     }
 
     /// Lets the domain go with its last member.
-    pub(crate) fn close(&mut self, domain: DomainId) {
+    #[must_use]
+    pub(crate) fn close(&mut self, domain: DomainId) -> Option<Scrap> {
         if let Some(entry) = self.table.get_mut(domain.index, domain.generation) {
             entry.is_closed = true;
         }
-        self.drop_if_over(domain);
+        self.take_if_over(domain)
     }
 
-    fn drop_if_over(&mut self, domain: DomainId) {
-        let entry = self.table.get(domain.index, domain.generation);
-        if entry.is_some_and(|entry| entry.is_closed && entry.members == 0) {
-            self.table.remove(domain.index, domain.generation);
+    fn take_if_over(&mut self, domain: DomainId) -> Option<Scrap> {
+        let entry = self.get(domain).ok()?;
+        if !entry.is_closed || entry.members > 0 {
+            return None;
         }
+        let entry = self.table.remove(domain.index, domain.generation)?;
+        entry.pd.map(Scrap::Domain)
     }
 
     /// The device is gone: lets go of its domains, of which the handles stay.
-    pub(crate) fn drop_device(&mut self, device: DeviceId) {
-        for (_, entry) in self.table.iter_mut() {
-            if entry.device == device {
-                entry.pd = None;
-            }
-        }
+    pub(crate) fn drop_device(&mut self, device: DeviceId) -> Vec<Scrap> {
+        let entries = self.table.iter_mut().map(|(_, entry)| entry);
+        let gone = entries.filter(|entry| entry.device == device);
+        gone.filter_map(|entry| entry.pd.take().map(Scrap::Domain))
+            .collect()
     }
 }

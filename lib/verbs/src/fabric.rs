@@ -14,8 +14,10 @@ use rustix::io::Errno;
 
 use crate::config::VerbsConfig;
 use crate::connection::Connection;
+use crate::connections::Connections;
 use crate::devices::Devices;
 use crate::domains::Domains;
+use crate::host::{Inbox, Shared, VerbsHost};
 use crate::keys::Keys;
 use crate::lifecycle::{Goodbye, VerbsIncoming};
 use crate::listeners::Listener;
@@ -30,10 +32,12 @@ const CONNECTIONS_MAX: u32 = 1 << 30;
 /// The devices are those that the host has; connections find theirs by address.
 #[derive(Debug)]
 pub struct VerbsFabric {
+    pub(crate) host: Arc<Shared>,
+    pub(crate) inbox: Arc<Inbox>,
     pub(crate) config: VerbsConfig,
     pub(crate) stats: FabricStats,
     pub(crate) caps: Caps,
-    pub(crate) connections: Slab<Connection>,
+    pub(crate) connections: Connections,
     pub(crate) listeners: Slab<Listener>,
     pub(crate) goodbyes: Slab<Goodbye>,
     pub(crate) keys: Keys,
@@ -55,9 +59,6 @@ pub struct VerbsFabric {
     pub(crate) is_armed: bool,
     /// When the connection manager is asked next.
     pub(crate) next_look: Nanos,
-    /// When librdmacm is asked to let go of devices that are gone, and how often it still is.
-    pub(crate) next_forget: Nanos,
-    pub(crate) forgets_left: u32,
     /// Not after the earliest deadline of anything.
     pub(crate) next_expiry: Nanos,
     /// The time of the last call that told it.
@@ -65,17 +66,27 @@ pub struct VerbsFabric {
 }
 
 impl VerbsFabric {
-    /// A fabric without connections. Opens all devices and tries out what they can do, which
-    /// takes milliseconds for each.
+    /// A fabric without connections, with a [`VerbsHost`] of its own.
     ///
     /// # Errors
-    /// The host has no RDMA device, or this process may not use it.
+    /// As [`VerbsHost::start`] and [`VerbsHost::fabric`].
     pub fn new(config: VerbsConfig) -> Result<Self, FabricError> {
+        VerbsHost::start(config, |_| {})?.fabric()
+    }
+
+    pub(crate) fn of(host: Arc<Shared>) -> Result<Self, FabricError> {
         let channel = CmChannel::new().map_err(cannot_start)?;
-        let devices = Devices::open_all().map_err(cannot_start)?;
+        let inbox = Arc::new(Inbox::new().map_err(cannot_start)?);
+        let mut devices = Devices::new();
+        for opened in host.watch().join(&inbox).map_err(cannot_start)? {
+            devices.add(opened);
+        }
+        let config = host.config.clone();
         Ok(Self {
+            host,
+            inbox,
             caps: caps(&devices, config.window_per_request),
-            connections: Slab::new(config.max_connections.min(CONNECTIONS_MAX)),
+            connections: Connections::new(config.max_connections.min(CONNECTIONS_MAX)),
             listeners: Slab::new(LISTENERS_MAX),
             goodbyes: Slab::new(config.max_connections.min(CONNECTIONS_MAX)),
             keys: Keys::new(),
@@ -91,8 +102,6 @@ impl VerbsFabric {
             next_cq: 0,
             is_armed: false,
             next_look: Nanos::ZERO,
-            next_forget: Nanos::MAX,
-            forgets_left: 0,
             next_expiry: Nanos::MAX,
             now: Nanos::ZERO,
             stats: FabricStats::default(),
@@ -101,11 +110,34 @@ impl VerbsFabric {
     }
 
     pub(crate) fn connection(&self, conn: ConnId) -> Option<&Connection> {
-        self.connections.get(conn.index, conn.generation)
+        self.connections.get(conn)
     }
 
     pub(crate) fn connection_mut(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        self.connections.get_mut(conn.index, conn.generation)
+        self.connections.get_mut(conn)
+    }
+}
+
+impl VerbsFabric {
+    /// A member of the domain less.
+    pub(crate) fn leave(&mut self, domain: DomainId) {
+        let scrap = self.domains.leave(domain);
+        self.host.releaser.drop_later(scrap.into_iter().collect());
+    }
+
+    /// Lets go of a member of the domain that is out of use. Where a queue pair could still reach
+    /// it, it is gone when this returns; else no remote access is possible, and there is time.
+    fn let_go(&mut self, domain: Option<DomainId>) {
+        let scraps = self.keys.take_scraps();
+        let Some(domain) = domain else {
+            return;
+        };
+        if self.connections.reach(domain) {
+            drop(scraps);
+        } else {
+            self.host.releaser.drop_later(scraps);
+        }
+        self.leave(domain);
     }
 }
 
@@ -203,15 +235,14 @@ impl Fabric for VerbsFabric {
         let pd = self.domains.join(domain)?;
         let key = self.keys.register(domain, &pd, span, access);
         if key.is_err() {
-            self.domains.leave(domain);
+            self.leave(domain);
         }
         key
     }
 
     fn deregister(&mut self, mr: MrId) {
-        if let Some(domain) = self.keys.deregister(mr) {
-            self.domains.leave(domain);
-        }
+        let domain = self.keys.deregister(mr);
+        self.let_go(domain);
     }
 
     fn alloc_window(
@@ -223,15 +254,14 @@ impl Fabric for VerbsFabric {
         let pd = self.domains.join(domain)?;
         let window = self.keys.alloc_window(domain, &pd, kind);
         if window.is_err() {
-            self.domains.leave(domain);
+            self.leave(domain);
         }
         window
     }
 
     fn free_window(&mut self, window: WindowId) {
-        if let Some(domain) = self.keys.free_window(window) {
-            self.domains.leave(domain);
-        }
+        let domain = self.keys.free_window(window);
+        self.let_go(domain);
     }
 
     fn bind(
@@ -245,7 +275,8 @@ impl Fabric for VerbsFabric {
     }
 
     fn close_domain(&mut self, domain: DomainId) {
-        self.domains.close(domain);
+        let scrap = self.domains.close(domain);
+        self.host.releaser.drop_later(scrap.into_iter().collect());
     }
 
     fn post_recv(&mut self, conn: ConnId, wr_id: u64, buf: Option<Sge>) -> Result<(), PostError> {

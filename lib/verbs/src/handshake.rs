@@ -32,6 +32,10 @@ const REJECT_CONSUMER: i32 = 28;
 pub(crate) const STOPPED: CloseReason =
     CloseReason::Violation("the device stopped the queue pair: the peer broke a rule");
 
+/// The peer is looked for anew when the path reconnects.
+const ADDR_CHANGED: CloseReason =
+    CloseReason::Failed("the network interface has another hardware address");
+
 /// Why a step on this side was the last.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Failure {
@@ -73,6 +77,7 @@ impl VerbsFabric {
             (State::Asking, CmEventKind::ConnectResponse) => self.on_response(conn, data),
             (State::Accepted, CmEventKind::Established) => self.confirm(conn),
             (_, CmEventKind::Disconnected) => self.on_disconnected(conn),
+            (_, CmEventKind::AddrChanged) => self.close(conn, ADDR_CHANGED),
             (_, kind) => {
                 if let Some(reason) = failure(state, kind, data) {
                     self.close(conn, reason);
@@ -112,6 +117,7 @@ impl VerbsFabric {
     }
 
     fn on_route(&mut self, conn: ConnId) {
+        let retries = self.config.retry_count;
         let Some(connection) = self.connection_mut(conn) else {
             return;
         };
@@ -120,7 +126,7 @@ impl VerbsFabric {
         let data = connection.private_data;
         let asked = number
             .ok_or(Errno::NOTCONN)
-            .and_then(|number| connection.cm.connect(number, &data));
+            .and_then(|number| connection.cm.connect(number, &data, retries));
         let outcome = asked.map_err(|_| Failure::Failed("the connect call was refused"));
         self.close_if_failed(conn, outcome);
     }
@@ -212,10 +218,7 @@ impl VerbsFabric {
     /// Makes the queue pair of a connection, on the device and in the domain that it belongs to.
     pub(crate) fn make_link(&mut self, conn: ConnId, state: QpState) -> Result<(), FabricError> {
         let stale = || FabricError::Stale("connection");
-        let connection = self
-            .connections
-            .get_mut(conn.index, conn.generation)
-            .ok_or_else(stale)?;
+        let connection = self.connections.get(conn).ok_or_else(stale)?;
         let device = self.devices.of(&connection.cm)?;
         let (domain, is_new) = match connection.domain {
             Some(domain) => (domain, false),
@@ -223,7 +226,8 @@ impl VerbsFabric {
         };
         let made = self.link_in(conn, device, domain, state);
         if made.is_err() && is_new {
-            self.domains.close(domain);
+            let scrap = self.domains.close(domain);
+            self.host.releaser.drop_later(scrap.into_iter().collect());
         }
         made
     }
@@ -243,11 +247,11 @@ impl VerbsFabric {
         let is_member = self.connection(conn).is_some_and(|it| it.domain.is_some());
         let pd = self.domains.join(domain)?;
         if is_member {
-            self.domains.leave(domain);
+            self.leave(domain);
         }
         let qp = self.make_qp(device, &pd, limits);
         if qp.is_err() && !is_member {
-            self.domains.leave(domain);
+            self.leave(domain);
         }
         let qp = qp?;
         let sizes = qp.sizes();

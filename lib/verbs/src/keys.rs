@@ -16,6 +16,7 @@ use rnbd_fabric::{
 use rnbd_mem::Span;
 use rustix::io::Errno;
 
+use crate::host::Scrap;
 use crate::send_queue::Work;
 use crate::sys::{Mr, MrAccess, Mw, MwType, Pd};
 
@@ -75,6 +76,8 @@ pub(crate) enum Task<'a> {
 pub(crate) struct Keys {
     regions: Slab<Region>,
     windows: Slab<Window>,
+    /// What is out of use and to be let go of by whoever asked for that.
+    scraps: Vec<Scrap>,
     /// Windows for one connection by the upper 24 bits of their key, which stay the same.
     by_rkey: HashMap<u32, WindowId>,
 }
@@ -84,6 +87,7 @@ impl Keys {
         Self {
             regions: Slab::new(KEYS_MAX),
             windows: Slab::new(KEYS_MAX),
+            scraps: Vec::new(),
             by_rkey: HashMap::new(),
         }
     }
@@ -119,8 +123,14 @@ impl Keys {
     /// Ends a registration; returns its domain.
     pub(crate) fn deregister(&mut self, mr: MrId) -> Option<DomainId> {
         self.close_windows(|bound| bound.mr == mr);
-        let region = self.regions.remove(mr.index, mr.generation)?;
+        let mut region = self.regions.remove(mr.index, mr.generation)?;
+        region.give_up(&mut self.scraps);
         Some(region.domain)
+    }
+
+    /// What went out of use since the last time, in the order in which it has to go.
+    pub(crate) fn take_scraps(&mut self) -> Vec<Scrap> {
+        std::mem::take(&mut self.scraps)
     }
 
     // Windows.
@@ -155,7 +165,8 @@ impl Keys {
 
     /// Closes and frees a window; returns its domain.
     pub(crate) fn free_window(&mut self, window: WindowId) -> Option<DomainId> {
-        let entry = self.windows.remove(window.index, window.generation)?;
+        let mut entry = self.windows.remove(window.index, window.generation)?;
+        entry.give_up(&mut self.scraps);
         if entry.kind == WindowKind::Connection {
             self.by_rkey.remove(&(entry.rkey >> 8));
         }
@@ -323,7 +334,7 @@ impl Keys {
         for (_, entry) in self.windows.iter_mut() {
             let is_its = entry.bound.is_some_and(|bound| bound.conn == conn);
             if is_its && entry.kind == WindowKind::Connection {
-                entry.give_up();
+                entry.give_up(&mut self.scraps);
             }
         }
     }
@@ -331,7 +342,7 @@ impl Keys {
     fn close_windows(&mut self, is_meant: impl Fn(&Bound) -> bool) {
         for (_, entry) in self.windows.iter_mut() {
             if entry.bound.as_ref().is_some_and(&is_meant) {
-                entry.give_up();
+                entry.give_up(&mut self.scraps);
             }
         }
     }
@@ -340,20 +351,24 @@ impl Keys {
     pub(crate) fn drop_domains(&mut self, is_gone: impl Fn(DomainId) -> bool) {
         for (_, entry) in self.windows.iter_mut() {
             if is_gone(entry.domain) {
-                entry.give_up();
+                entry.give_up(&mut self.scraps);
                 entry.pd = None;
             }
         }
         for (_, region) in self.regions.iter_mut() {
             if is_gone(region.domain) {
-                region.parts.clear();
-                region.mr = None;
+                region.give_up(&mut self.scraps);
             }
         }
     }
 }
 
 impl Region {
+    fn give_up(&mut self, scraps: &mut Vec<Scrap>) {
+        scraps.extend(self.parts.drain().map(|(_, part)| Scrap::Region(part)));
+        scraps.extend(self.mr.take().map(Scrap::Region));
+    }
+
     /// The region to bind a window for `part` to.
     fn mr_of(&self, part: Span) -> Option<&Mr> {
         let own = self.parts.get(&(part.addr(), part.len()));
@@ -363,8 +378,8 @@ impl Region {
 
 impl Window {
     /// Closes it from this side alone, at the price of making it anew later.
-    fn give_up(&mut self) {
-        self.mw = None;
+    fn give_up(&mut self, scraps: &mut Vec<Scrap>) {
+        scraps.extend(self.mw.take().map(Scrap::Window));
         self.bound = None;
     }
 

@@ -21,10 +21,12 @@
 
 mod config;
 mod connection;
+mod connections;
 mod devices;
 mod domains;
 mod fabric;
 mod handshake;
+mod host;
 mod keys;
 mod lifecycle;
 mod listeners;
@@ -32,9 +34,11 @@ mod posting;
 mod probe;
 mod progress;
 mod recv_queue;
+mod removal;
 mod send_queue;
 mod sys;
 
 pub use config::VerbsConfig;
 pub use fabric::VerbsFabric;
+pub use host::{Abilities, DeviceCounters, DeviceInfo, DeviceState, HostNews, PortInfo, VerbsHost};
 pub use lifecycle::VerbsIncoming;

@@ -14,7 +14,8 @@ use crate::connection::{Connection, State, Token};
 use crate::devices::DeviceId;
 use crate::fabric::VerbsFabric;
 use crate::handshake::Failure;
-use crate::sys::{self, CmChannel, CmEventKind, CmId, DeviceKey, Pd, QpState};
+use crate::host::Scrap;
+use crate::sys::{CmChannel, CmEventKind, CmId, Pd, QpState};
 
 /// A connection request on its way from one core's fabric to another's.
 ///
@@ -30,15 +31,11 @@ pub struct VerbsIncoming {
 /// A connection that is closed here, and whose peer may still have to be told again.
 #[derive(Debug)]
 pub(crate) struct Goodbye {
-    cm: CmId,
+    pub(crate) cm: CmId,
     deadline: Nanos,
 }
 
-const REMOVED: CloseReason = CloseReason::Failed("the RDMA device was removed");
-
-/// How often and in which distance librdmacm is asked to let go of a device.
-const FORGETS: u32 = 20;
-const FORGET_INTERVAL: Nanos = Nanos::from_millis(100);
+pub(crate) const REMOVED: CloseReason = CloseReason::Failed("the RDMA device was removed");
 
 // Coming.
 
@@ -72,7 +69,7 @@ impl VerbsFabric {
         let (dst, src) = (ip(params.dst)?, params.src.map(ip).transpose()?);
         let timeout_ms = params.timeout_ns.div_ceil(1_000_000);
         let timeout_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
-        let connection = self.connections.get_mut(conn.index, conn.generation);
+        let connection = self.connections.get(conn);
         let cm = &connection.ok_or(Failure::Unreachable)?.cm;
         set_options(cm, &self.config);
         let started = cm.resolve_addr(src, dst, timeout_ms);
@@ -96,16 +93,14 @@ impl VerbsFabric {
     /// Gives the connection a handle. Its events carry it from now on.
     pub(crate) fn add_connection(&mut self, connection: Connection) -> Result<ConnId, FabricError> {
         let deadline = connection.deadline;
-        let taken = self.connections.insert(|index, generation| {
-            let token = Token::Connection(ConnId { index, generation });
-            connection.cm.set_token(token.to_bits());
+        let taken = self.connections.insert(|conn| {
+            connection.cm.set_token(Token::Connection(conn).to_bits());
             connection
         });
-        let (index, generation) = taken.map_err(|_| FabricError::Limit {
+        let conn = taken.map_err(|_| FabricError::Limit {
             what: "connections",
             limit: u64::from(self.config.max_connections),
         })?;
-        let conn = ConnId { index, generation };
         self.handshakes.push(conn);
         self.next_expiry = self.next_expiry.min(deadline);
         Ok(conn)
@@ -187,6 +182,7 @@ impl VerbsFabric {
         let limbo = CmChannel::new().map_err(moving)?;
         let stale = FabricError::Stale("connection request");
         let mut connection = self.forget(conn).ok_or(stale.clone())?;
+        self.connections.free(conn);
         connection.cm.migrate(&limbo).map_err(moving)?;
         Ok(VerbsIncoming {
             cm: connection.cm,
@@ -275,7 +271,8 @@ impl VerbsFabric {
         }
     }
 
-    /// Ends a connection, and says so. When this returns the device touches none of its memory.
+    /// Ends a connection. That is told when the device touches none of its memory any more, which
+    /// may take the driver a while.
     pub(crate) fn close(&mut self, conn: ConnId, reason: CloseReason) {
         let Some(connection) = self.forget(conn) else {
             return;
@@ -283,23 +280,50 @@ impl VerbsFabric {
         if matches!(reason, CloseReason::Violation(_)) {
             self.stats.violations += 1;
         }
-        self.events.push_back(Event::Closed { conn, reason });
-        self.say_goodbye(connection, reason);
+        let has_queue_pair = connection.link.is_some();
+        let scraps = self.take_apart(connection, reason);
+        if has_queue_pair {
+            let releaser = &self.host.releaser;
+            releaser.close(scraps, &self.inbox, conn, reason);
+        } else {
+            self.host.releaser.drop_later(scraps);
+            self.on_released(conn, reason);
+        }
     }
 
-    /// Tells the peer, and ends the queue pair.
-    fn say_goodbye(&mut self, connection: Connection, reason: CloseReason) {
+    /// Nothing of a connection touches memory any more.
+    pub(crate) fn on_released(&mut self, conn: ConnId, reason: CloseReason) {
+        self.connections.free(conn);
+        self.events.push_back(Event::Closed { conn, reason });
+    }
+
+    /// Tells the peer; returns what is to be let go of: the queue pair first, then windows that
+    /// were bound on it.
+    fn take_apart(&mut self, connection: Connection, reason: CloseReason) -> Vec<Scrap> {
         let Connection {
             state, link, cm, ..
         } = connection;
         let was_connected = matches!(state, State::Accepted | State::Up);
         // Where this fails the connection manager is past it already.
         let told = was_connected && cm.disconnect().is_ok();
-        self.drop_link(link);
-        let is_over = matches!(reason, CloseReason::PeerClosed) || reason == REMOVED;
-        if !told || is_over {
-            return;
+        let mut scraps = Vec::new();
+        if let Some(link) = link {
+            let (cq, sizes) = (Arc::clone(link.qp.cq()), link.qp.sizes());
+            self.devices.release(link.device, &cq, sizes);
+            scraps.push(Scrap::Qp(link.qp));
         }
+        scraps.extend(self.keys.take_scraps());
+        let is_over = matches!(reason, CloseReason::PeerClosed) || reason == REMOVED;
+        if told && !is_over {
+            self.say_goodbye(cm);
+        } else {
+            scraps.push(Scrap::Cm(cm));
+        }
+        scraps
+    }
+
+    /// Keeps the identifier until the peer has heard that the connection is over.
+    fn say_goodbye(&mut self, cm: CmId) {
         let deadline = self.now + self.config.goodbye_timeout;
         let goodbye = |index, generation| {
             cm.set_token(Token::Goodbye { index, generation }.to_bits());
@@ -310,27 +334,29 @@ impl VerbsFabric {
         }
     }
 
-    fn drop_link(&mut self, link: Option<crate::connection::Link>) {
-        if let Some(link) = link {
-            let (cq, sizes) = (Arc::clone(link.qp.cq()), link.qp.sizes());
-            self.devices.release(link.device, &cq, sizes);
-        }
+    pub(crate) fn end_goodbye(&mut self, index: u32, generation: u32) {
+        let ended = self.goodbyes.remove(index, generation);
+        let scraps = ended.map(|goodbye| Scrap::Cm(goodbye.cm));
+        self.host.releaser.drop_later(scraps.into_iter().collect());
     }
 
     /// A connection that is closed here heard from its peer, or cannot any more.
     pub(crate) fn on_goodbye_event(&mut self, index: u32, generation: u32, kind: &CmEventKind) {
+        if matches!(kind, CmEventKind::DeviceRemoved) {
+            self.on_goodbye_device_removed(index, generation);
+        }
         if !matches!(
             kind,
             CmEventKind::Established | CmEventKind::ConnectRequest(_)
         ) {
-            self.goodbyes.remove(index, generation);
+            self.end_goodbye(index, generation);
         }
     }
 
-    /// Takes a connection out of every list.
+    /// Takes a connection out of every list. Its handle stays taken.
     fn forget(&mut self, conn: ConnId) -> Option<Connection> {
         self.keys.close_windows_of(conn);
-        let connection = self.connections.remove(conn.index, conn.generation)?;
+        let connection = self.connections.take(conn)?;
         if !connection.is_up() {
             self.handshakes.retain(|&other| other != conn);
         }
@@ -341,7 +367,7 @@ impl VerbsFabric {
             self.ending.retain(|&other| other != conn);
         }
         if let Some(domain) = connection.domain {
-            self.domains.leave(domain);
+            self.leave(domain);
         }
         Some(connection)
     }
@@ -366,12 +392,9 @@ impl VerbsFabric {
             .map(|(id, _)| id)
             .collect();
         for (index, generation) in silent {
-            self.goodbyes.remove(index, generation);
+            self.end_goodbye(index, generation);
         }
         self.resume_listeners();
-        if self.next_forget <= now {
-            self.forget_devices();
-        }
         self.next_expiry = self.earliest_expiry();
     }
 
@@ -383,75 +406,17 @@ impl VerbsFabric {
         let goodbyes = self.goodbyes.iter().map(|(_, goodbye)| goodbye.deadline);
         let listeners = self.listeners.iter().map(|(_, listener)| listener.retry_at);
         let all = handshakes.chain(goodbyes).chain(listeners);
-        all.min().unwrap_or(Nanos::MAX).min(self.next_forget)
-    }
-}
-
-// A device going.
-
-impl VerbsFabric {
-    /// The connection manager says that the device of a connection is being removed.
-    pub(crate) fn on_device_removed(&mut self, conn: ConnId) {
-        let key = self.connection(conn).and_then(|it| it.cm.device_key());
-        match key {
-            Some(key) => self.remove_device(key),
-            None => self.close(conn, REMOVED),
-        }
-    }
-
-    /// Lets go of everything on a device, so that its removal is not held up.
-    pub(crate) fn remove_device(&mut self, key: DeviceKey) {
-        let is_on = |cm: &CmId| cm.device_key() == Some(key);
-        let connections = self.connections.iter();
-        let gone: Vec<_> = connections
-            .filter(|(_, connection)| is_on(&connection.cm))
-            .map(|((index, generation), _)| ConnId { index, generation })
-            .collect();
-        for conn in gone {
-            self.close(conn, REMOVED);
-        }
-        let goodbyes: Vec<_> = self
-            .goodbyes
-            .iter()
-            .filter(|(_, goodbye)| is_on(&goodbye.cm))
-            .map(|(id, _)| id)
-            .collect();
-        for (index, generation) in goodbyes {
-            self.goodbyes.remove(index, generation);
-        }
-        if let Some(device) = self.devices.find(key) {
-            log::warn!("verbs: a device was removed");
-            let domains = &self.domains;
-            let is_gone = |domain| domains.device(domain).is_ok_and(|on| on == device);
-            self.keys.drop_domains(is_gone);
-            self.domains.drop_device(device);
-            self.devices.remove(device);
-        }
-        self.forgets_left = FORGETS;
-        self.forget_devices();
-    }
-
-    /// Has librdmacm let go of devices that are gone, now and a few times more: the kernel tells
-    /// of the removal before the device is out of the list by which the library goes.
-    fn forget_devices(&mut self) {
-        sys::forget_gone_devices();
-        self.forgets_left = self.forgets_left.saturating_sub(1);
-        self.next_forget = match self.forgets_left {
-            0 => Nanos::MAX,
-            _ => self.now + FORGET_INTERVAL,
-        };
-        self.next_expiry = self.next_expiry.min(self.next_forget);
+        all.min().unwrap_or(Nanos::MAX)
     }
 }
 
 impl Drop for VerbsFabric {
+    /// Waits for the driver, so that the memory may be used for something else afterwards.
     fn drop(&mut self) {
-        let connections = self.connections.iter();
-        let all: Vec<_> = connections
-            .map(|((index, generation), _)| ConnId { index, generation })
-            .collect();
+        let all: Vec<_> = self.connections.iter().map(|(conn, _)| conn).collect();
         for conn in all {
             self.close(conn, CloseReason::Local);
         }
+        self.host.releaser.wait();
     }
 }

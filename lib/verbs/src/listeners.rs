@@ -9,7 +9,8 @@ use rustix::io::Errno;
 
 use crate::connection::Token;
 use crate::fabric::VerbsFabric;
-use crate::sys::{CmChannel, CmId};
+use crate::host::Scrap;
+use crate::sys::{CmChannel, CmId, DeviceKey};
 
 /// How long to wait before listening is tried again.
 const RETRY: Nanos = Nanos::from_secs(1);
@@ -23,6 +24,14 @@ pub(crate) struct Listener {
     backlog: u32,
     /// When to try again, while it does not listen.
     pub(crate) retry_at: Nanos,
+}
+
+impl Listener {
+    /// Whether it listens on this device, and on no other.
+    pub(crate) fn is_on(&self, key: DeviceKey) -> bool {
+        let cm = self.cm.as_ref();
+        cm.is_some_and(|cm| cm.device_key() == Some(key))
+    }
 }
 
 impl VerbsFabric {
@@ -66,9 +75,10 @@ impl VerbsFabric {
         let until = self.now + RETRY;
         if let Some(listener) = self.listeners.get_mut(id.index, id.generation) {
             log::warn!("verbs: the device of listener {} is gone", listener.addr);
-            listener.cm = None;
+            let cm = listener.cm.take().map(Scrap::Cm);
             listener.retry_at = until;
             self.next_expiry = self.next_expiry.min(until);
+            self.host.releaser.drop_later(cm.into_iter().collect());
         }
     }
 

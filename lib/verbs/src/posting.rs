@@ -159,7 +159,7 @@ impl VerbsFabric {
             stats,
             ..
         } = self;
-        let Some(connection) = connections.get_mut(conn.index, conn.generation) else {
+        let Some(connection) = connections.get_mut(conn) else {
             return;
         };
         let Some(device) = connection.link.as_ref().map(|link| link.device) else {

@@ -18,12 +18,13 @@ const EVENTS_MAX: usize = 64;
 impl VerbsFabric {
     pub(crate) fn poll_once(&mut self, completions: &mut Vec<Completion>) -> Progress {
         self.stats.polls += 1;
+        let mut did_work = self.take_mail();
         self.transmit();
         self.quieten();
         let already = completions.len();
         let ended_before = self.ending.len();
         let is_drained = self.take_completions(completions);
-        let mut did_work = completions.len() > already;
+        did_work |= completions.len() > already;
         if is_drained {
             did_work |= self.close_ended(ended_before);
         }
@@ -87,7 +88,7 @@ impl VerbsFabric {
 
     fn on_success(&mut self, token: WorkToken, kind: WcKind, completions: &mut Vec<Completion>) {
         let conn = token.conn;
-        let Some(connection) = self.connections.get_mut(conn.index, conn.generation) else {
+        let Some(connection) = self.connections.get_mut(conn) else {
             return;
         };
         let told = if token.is_recv {
@@ -144,14 +145,7 @@ impl VerbsFabric {
         let mut did_work = false;
         while let Some((key, event)) = self.next_async_event() {
             did_work = true;
-            match event {
-                AsyncEvent::DeviceFatal | AsyncEvent::QueueFatal => self.remove_device(key),
-                AsyncEvent::QpStopped {
-                    number,
-                    is_violation,
-                } => self.on_stopped(key, number, is_violation),
-                AsyncEvent::Other => {}
-            }
+            self.on_device_event(key, event);
         }
         did_work
     }
@@ -164,14 +158,14 @@ impl VerbsFabric {
         })
     }
 
-    fn on_stopped(&mut self, key: DeviceKey, number: u32, is_violation: bool) {
+    pub(crate) fn on_stopped(&mut self, key: DeviceKey, number: u32, is_violation: bool) {
         let connections = self.connections.iter();
         let mut named = connections.filter(|(_, connection)| {
             let link = connection.link.as_ref();
             link.is_some_and(|link| link.qp.number() == number)
                 && connection.cm.device_key() == Some(key)
         });
-        let Some(((index, generation), _)) = named.next() else {
+        let Some((conn, _)) = named.next() else {
             return;
         };
         let reason = if is_violation {
@@ -180,7 +174,7 @@ impl VerbsFabric {
             CloseReason::Failed("the device stopped the queue pair")
         };
         drop(named);
-        self.end(rnbd_fabric::ConnId { index, generation }, reason);
+        self.end(conn, reason);
     }
 
     // Sleep.
@@ -189,9 +183,10 @@ impl VerbsFabric {
         if !self.dirty.is_empty() || !self.ending.is_empty() || !self.events.is_empty() {
             return false;
         }
-        if !self.arm() || self.has_completions() {
+        if !self.arm() || self.has_completions() || self.inbox.has_mail() {
             return false;
         }
+        fds.push(self.inbox.fd());
         fds.push(self.channel.fd());
         fds.extend(self.devices.channels().map(|channel| channel.fd()));
         fds.extend(self.devices.iter().map(|(_, it)| it.device.async_fd()));

@@ -6,6 +6,7 @@ mod bdev_rnbd;
 mod framework;
 mod log;
 mod nbd;
+mod rdma;
 mod rnbd;
 mod rtrs;
 mod thread;
@@ -30,6 +31,7 @@ pub(crate) fn register(registry: &mut Registry, system: &Rc<System>) {
     thread::register(&mut methods);
     log::register(&mut methods);
     bdev::register(&mut methods);
+    rdma::register(&mut methods);
     rtrs::register(&mut methods);
     rnbd::register(&mut methods);
     bdev_rnbd::register(&mut methods);

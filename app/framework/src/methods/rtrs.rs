@@ -27,7 +27,7 @@ pub(super) fn register(methods: &mut Methods<'_>) {
         "rtrs_create_transport",
         |system, options: TransportOptions| {
             let target = &system.target;
-            target.create_transport(options, &system.reactors, &system.poll_groups)?;
+            target.create_transport(options, system)?;
             Ok(json!(true))
         },
     );

@@ -56,6 +56,8 @@ pub(crate) enum CmEventKind {
     Failed,
     Disconnected,
     DeviceRemoved,
+    /// The network interface of a connection got another hardware address.
+    AddrChanged,
     /// Of no interest.
     Other,
 }
@@ -133,6 +135,7 @@ fn kind(event: &rdma_cm_event) -> CmEventKind {
         is::RDMA_CM_EVENT_CONNECT_ERROR => CmEventKind::Failed,
         is::RDMA_CM_EVENT_DISCONNECTED => CmEventKind::Disconnected,
         is::RDMA_CM_EVENT_DEVICE_REMOVAL => CmEventKind::DeviceRemoved,
+        is::RDMA_CM_EVENT_ADDR_CHANGE => CmEventKind::AddrChanged,
         _ => CmEventKind::Other,
     }
 }

@@ -111,10 +111,15 @@ impl CmId {
         check(unsafe { rdma_resolve_route(self.raw(), timeout) })
     }
 
-    /// Asks the peer, for queue pair `qp_number`.
-    pub(crate) fn connect(&self, qp_number: u32, data: &PrivateData) -> Result<(), Errno> {
-        const RETRIES: u8 = 7;
-        let mut param = conn_param(qp_number, data, RETRIES)?;
+    /// Asks the peer, for queue pair `qp_number`. What is not acknowledged is sent again `retries`
+    /// times, at most 7.
+    pub(crate) fn connect(
+        &self,
+        qp_number: u32,
+        data: &PrivateData,
+        retries: u8,
+    ) -> Result<(), Errno> {
+        let mut param = conn_param(qp_number, data, retries.min(RETRIES_MAX))?;
         // SAFETY: the identifier is alive, and the private data outlive the call.
         check(unsafe { rdma_connect(self.raw(), &raw mut param) })
     }
@@ -241,6 +246,8 @@ fn parts(data: &PrivateData, most: usize) -> Result<(*const libc::c_void, u8), E
     let len = u8::try_from(bytes.len()).map_err(|_| Errno::MSGSIZE)?;
     Ok((bytes.as_ptr().cast(), len))
 }
+
+const RETRIES_MAX: u8 = 7;
 
 fn conn_param(qp_number: u32, data: &PrivateData, retries: u8) -> Result<rdma_conn_param, Errno> {
     const FOR_EVER: u8 = 7;

@@ -15,13 +15,15 @@ use rdma_sys::{
 };
 use rustix::io::Errno;
 
-use super::{CmId, DeviceKey, check_code, check_pointer, last_errno, set_nonblocking};
+use super::{DeviceKey, check_code, check_pointer, last_errno, set_nonblocking};
+use crate::host::{Instance, User};
 
 /// An open RDMA device.
 pub(crate) struct Device {
     context: NonNull<ibv_context>,
-    name: String,
     limits: DeviceLimits,
+    /// Gone after the context is closed: then the kernel waits for this program no longer.
+    user: User,
 }
 
 // SAFETY: libibverbs may be called from any thread; the context is only freed by the last owner.
@@ -70,52 +72,45 @@ pub(crate) enum AsyncEvent {
         /// Whether the peer asked for something that it may not.
         is_violation: bool,
     },
+    /// A port came or went, or an address of it changed.
+    PortChanged,
     /// Of no interest.
     Other,
 }
 
 impl Device {
-    /// Opens every device of the host. May take milliseconds.
-    pub(crate) fn open_all() -> Result<Vec<Arc<Self>>, Errno> {
+    /// Opens the device that the user names, for as long as it lives. May take milliseconds.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such device, `EACCES` if this process may not use it.
+    pub(crate) fn open(user: User) -> Result<Arc<Self>, Errno> {
         let mut count = 0;
         // SAFETY: `count` is a valid place for the result.
         let list = check_pointer(unsafe { ibv_get_device_list(&raw mut count) })?;
         let count = usize::try_from(count).unwrap_or(0);
-        let mut devices = Vec::with_capacity(count);
-        for at in 0..count {
+        let named = (0..count).find_map(|at| {
             // SAFETY: the list has `count` entries.
             let entry = unsafe { list.add(at) };
             // SAFETY: as above; entries are initialised.
             let device = unsafe { entry.read() };
-            match Self::open(device) {
-                Ok(device) => devices.push(Arc::new(device)),
-                Err(errno) => log::warn!("verbs: a device cannot be opened: {errno}"),
-            }
-        }
+            (name_of(device) == user.instance().name()).then_some(device)
+        });
+        let opened = match named {
+            Some(device) => Self::open_raw(device, user),
+            None => Err(Errno::NODEV),
+        };
         // SAFETY: the list came from ibv_get_device_list; open devices are counted on their own.
         unsafe { ibv_free_device_list(list.as_ptr()) };
-        Ok(devices)
+        opened.map(Arc::new)
     }
 
-    /// Opens the device that `id` is on. May take milliseconds.
-    pub(crate) fn open_of(id: &CmId) -> Result<Arc<Self>, Errno> {
-        let device = id.device_pointer().ok_or(Errno::NODEV)?;
-        Self::open(device).map(Arc::new)
-    }
-
-    fn open(device: *mut ibv_device) -> Result<Self, Errno> {
-        // SAFETY: callers name a device that a list or an open context holds.
+    fn open_raw(device: *mut ibv_device, user: User) -> Result<Self, Errno> {
+        // SAFETY: callers name a device that a list holds.
         let context = check_pointer(unsafe { ibv_open_device(device) })?;
-        // SAFETY: as above.
-        let name = unsafe { ibv_get_device_name(device) };
-        // SAFETY: the name is a C string inside the device.
-        let name = unsafe { CStr::from_ptr(name) }
-            .to_string_lossy()
-            .into_owned();
         let mut opened = Self {
             context,
-            name,
             limits: DeviceLimits::NONE,
+            user,
         };
         opened.limits = opened.query()?;
         set_nonblocking(opened.async_fd())?;
@@ -142,7 +137,12 @@ impl Device {
 
     /// For people.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        self.user.instance().name()
+    }
+
+    /// Which life of the device it is.
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        self.user.instance()
     }
 
     /// What it can do.
@@ -216,15 +216,23 @@ impl Drop for Device {
         // SAFETY: everything made from the context keeps the device alive, so it is gone.
         let code = unsafe { ibv_close_device(self.context.as_ptr()) };
         if code != 0 {
-            log::warn!("verbs: closing {}: {}", self.name, last_errno());
+            log::warn!("verbs: closing {}: {}", self.name(), last_errno());
         }
     }
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Device({})", self.name)
+        write!(f, "Device({})", self.name())
     }
+}
+
+fn name_of(device: *mut ibv_device) -> String {
+    // SAFETY: callers name a device that a list holds.
+    let name = unsafe { ibv_get_device_name(device) };
+    // SAFETY: the name is a C string inside the device.
+    let name = unsafe { CStr::from_ptr(name) };
+    name.to_string_lossy().into_owned()
 }
 
 /// Reads the kind as a number, because a newer library may know more kinds than the bindings.
@@ -234,6 +242,15 @@ fn read_async_event(event: &MaybeUninit<ibv_async_event>) -> AsyncEvent {
     const QP_FATAL: u32 = ibv_event_type::IBV_EVENT_QP_FATAL as u32;
     const QP_REQ_ERR: u32 = ibv_event_type::IBV_EVENT_QP_REQ_ERR as u32;
     const QP_ACCESS_ERR: u32 = ibv_event_type::IBV_EVENT_QP_ACCESS_ERR as u32;
+    const PORTS: [u32; 7] = [
+        ibv_event_type::IBV_EVENT_PORT_ACTIVE as u32,
+        ibv_event_type::IBV_EVENT_PORT_ERR as u32,
+        ibv_event_type::IBV_EVENT_LID_CHANGE as u32,
+        ibv_event_type::IBV_EVENT_PKEY_CHANGE as u32,
+        ibv_event_type::IBV_EVENT_SM_CHANGE as u32,
+        ibv_event_type::IBV_EVENT_CLIENT_REREGISTER as u32,
+        ibv_event_type::IBV_EVENT_GID_CHANGE as u32,
+    ];
     let offset = std::mem::offset_of!(ibv_async_event, event_type);
     // SAFETY: the offset lies within the event.
     let kind = unsafe { event.as_ptr().byte_add(offset) };
@@ -253,6 +270,7 @@ fn read_async_event(event: &MaybeUninit<ibv_async_event>) -> AsyncEvent {
                 is_violation: kind != QP_FATAL,
             }
         }
+        kind if PORTS.contains(&kind) => AsyncEvent::PortChanged,
         _ => AsyncEvent::Other,
     }
 }

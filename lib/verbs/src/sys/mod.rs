@@ -16,7 +16,7 @@ pub(crate) use chain::{Chain, ChainScratch, RecvChain, RemoteOp};
 pub(crate) use channel::{CmChannel, CmEvent, CmEventKind};
 pub(crate) use cm::{CmId, DeviceKey};
 pub(crate) use completion::{CompChannel, Cq, WcBatch, WcKind, WcStatus, WorkCompletion};
-pub(crate) use device::{AsyncEvent, Device, Port};
+pub(crate) use device::{AsyncEvent, Device, DeviceLimits, Port};
 pub(crate) use memory::{Mr, MrAccess, Mw, MwType, Pd};
 pub(crate) use queue_pair::{Qp, QpAttr, QpSizes, QpState};
 
