@@ -1,5 +1,6 @@
 //! The methods of the target, on a program that is connected to itself.
 
+use rnbd_rpc::State;
 use serde_json::json;
 
 use super::Fixture;
@@ -19,6 +20,22 @@ fn counters_are_shown_for_a_session_or_each_path_and_reset() {
     let session = &stats["sessions"][0];
     assert_eq!(session["total"]["read_count"], 0);
     assert!(session.get("paths").is_none(), "{stats}");
+}
+
+#[test]
+fn two_programs_of_this_project_agree_on_the_fence_unless_told_not_to() {
+    for (peer_extension, interval_ms) in [(true, 1500), (false, 5000)] {
+        let fixture = Fixture::new();
+        let options = json!({"peer_extension": peer_extension, "peer_hb_interval_ms": 1500});
+        fixture.call("rtrs_set_options", options);
+        fixture.rpc.set_state(State::Runtime);
+        fixture.connect();
+        let sessions = fixture.ask("rtrs_get_sessions");
+        let path = &sessions[0]["paths"][0];
+        let fence = json!({"agreed": peer_extension, "waiting": 0});
+        assert_eq!(path["fence"], fence);
+        assert_eq!(path["hb"]["interval_ms"], interval_ms);
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Default for DirectoryLimits {
         Self {
             sessions: 1024,
             paths: 4096,
-            connecting_per_source: 1024,
+            connecting_per_source: 512,
         }
     }
 }
