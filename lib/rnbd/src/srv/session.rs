@@ -32,6 +32,14 @@ pub enum Command {
         /// As the client names it.
         device_id: u32,
     },
+    /// The I/O goes beyond the end that the client was told: answer with `errno`, unless the device
+    /// has grown since; see [`Session::refresh`].
+    BeyondEnd {
+        /// The device's index.
+        device: usize,
+        /// The answer.
+        errno: Errno,
+    },
     /// Do I/O on the device in this place.
     Io {
         /// The device's index.
@@ -197,6 +205,10 @@ impl Session {
                     io.prio
                 },
             },
+            Err(errno @ (Errno::IO | Errno::NOSPC)) => Command::BeyondEnd {
+                device: index,
+                errno,
+            },
             Err(errno) => Command::Answer(Err(errno)),
         }
     }
@@ -247,7 +259,7 @@ impl Session {
         }
     }
 
-    /// The client is told about an open device again.
+    /// An open device is like this from now on.
     pub fn refresh(&mut self, index: usize, view: DeviceView) {
         if let Some(device) = self.device_mut(index) {
             device.view = view;

@@ -210,6 +210,18 @@ impl<F: Fabric> TargetShard<F> {
         Ok(rsp)
     }
 
+    /// Whether the device is larger than the client was told, in which case it may use all of it
+    /// from now on: there is no message for a new size, so the client's administrator tells the
+    /// client (protocol.md 9.10).
+    pub(super) fn take_growth(&mut self, session: SessionKey, place: usize) -> bool {
+        let blocks = |shard: &mut Self| {
+            let device = shard.client(session)?.session.device(place)?;
+            Some(device.view.num_blocks)
+        };
+        let before = blocks(self);
+        self.describe_again(session, place).is_ok() && blocks(self) > before
+    }
+
     // Closing.
 
     /// CLOSE is answered when the device's I/O has drained; also for an unknown id.

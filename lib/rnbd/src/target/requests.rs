@@ -109,6 +109,12 @@ impl<F: Fabric> TargetShard<F> {
                 self.start_io(key, request.msg_id, (device, plan, prio), now);
             }
             Command::Answer(status) => self.finish(key, request.msg_id, status, now),
+            Command::BeyondEnd { device, .. } if self.take_growth(session, device) => {
+                self.serve(key, request, message, now);
+            }
+            Command::BeyondEnd { errno, .. } => {
+                self.finish(key, request.msg_id, Err(errno), now);
+            }
             Command::SessInfo(rsp) => self.respond(key, request.msg_id, &rsp.to_bytes(), now),
             Command::Open(open) => self.open_device(key, request.msg_id, &open, now),
             // A READ would get the chunk's old content for an answer.

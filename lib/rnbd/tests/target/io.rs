@@ -1,7 +1,11 @@
 //! Data goes where it belongs, in both modes and on every fabric.
 
+use std::sync::Arc;
+
 use rnbd_base::Errno;
+use rnbd_bdev::{NullBdev, NullOptions};
 use rnbd_fabric::sim::{Device, FaultPlan};
+use rnbd_proto::srv::Export;
 use rnbd_wire::rnbd::{AccessMode, IoFlags, Op};
 
 use crate::client::{Client, Identity, Image, io};
@@ -178,6 +182,37 @@ fn what_does_not_fit_the_device_is_refused_and_the_path_stays() {
         rig.expect(&mut client, Err(errno));
     }
     assert!(rig.sessions()[0].connected);
+}
+
+/// There is no message for a new size: the client's administrator tells the client.
+#[test]
+fn a_device_that_has_grown_can_be_used_to_its_new_end() {
+    let mut rig = Rig::sim(Options::default());
+    let null = Arc::new(NullBdev::new(one_mib("Null0")).unwrap());
+    rig.services.registry.register(null.clone()).unwrap();
+    let export = Export {
+        allow_any_host: true,
+        ..Export::new("growing", "Null0")
+    };
+    rig.services.exports.create(export).unwrap();
+    let mut client = rig.up(Identity::new("clt1", 1));
+    let opened = rig.open(&mut client, "growing", AccessMode::ReadWrite);
+    let message = io(opened.unwrap().device_id, Op::Write, 2048, BLOCK).to_bytes();
+
+    client.write(1, 0, &[1; BLOCK], &message);
+    rig.expect(&mut client, Err(Errno::NOSPC));
+    null.resize(2).unwrap();
+    client.write(1, 0, &[1; BLOCK], &message);
+    rig.expect(&mut client, Ok(()));
+}
+
+fn one_mib(name: &str) -> NullOptions {
+    NullOptions {
+        name: name.to_owned(),
+        num_blocks: 2048,
+        block_size: 512,
+        ..NullOptions::default()
+    }
 }
 
 /// CVE-2026-43184.
