@@ -67,8 +67,8 @@ make_job() {
         for name in $(compgen -e | grep -E '^(RNBD|RUST)_'); do
             declare -p "$name"
         done
-        printf 'export RNBD_MODULES=%q RNBD_PROGRAMS=%q TERM=%q\n' \
-            "$modules" "$programs" "${TERM:-dumb}"
+        printf 'export RNBD_MODULES=%q RNBD_PROGRAMS=%q RNBD_SOURCES=%q TERM=%q\n' \
+            "$modules" "$programs" "$repo" "${TERM:-dumb}"
         printf 'cd %q\n' "$PWD"
         printf 'exec /bin/bash'
         printf ' %q' /run/job/guest/session.sh "$limit" "$@"

@@ -20,3 +20,16 @@ build_test() {
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     keep_program "$file" "$3"
 }
+
+# Our programs, with the verbs fabric.
+build_ours() {
+    local program
+    need_rust
+    need_rdma_core
+    need_packages jq=jq nbdcopy=libnbd-bin nbd-client=nbd-client
+    cargo build --release --quiet --locked -p rnbd_tgt -p rnbd_perf -p rnbd_rpc \
+        --features rnbd_tgt/rdma,rnbd_perf/rdma
+    for program in rnbd_tgt rnbd_perf rnbd_rpc; do
+        keep_program "target/release/$program" "$program"
+    done
+}

@@ -19,6 +19,7 @@ use_mapped() {
     local device
     device=$(kernel_map s1 10.9.0.1 dev/disk0 access_mode=rw)
     exercise "$device"
+    exercise_discard "$device"
     same "$device" /dev/disk0
     kernel_unmap "$device"
 }

@@ -14,6 +14,8 @@ ulimit -n 65536
 hostname guest
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
+# The console has what came before.
+dmesg --clear
 
 # rxe_device NUMBER: rxe attaches to no loopback device, but to a dummy one.
 rxe_device() {
