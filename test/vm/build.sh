@@ -5,6 +5,9 @@
 # guest finds them under the same name in $RNBD_PROGRAMS.
 programs=$cache/vm/programs
 
+# is_kept NAME: built for an earlier run, and good enough for who says so.
+is_kept() { [ "${RNBD_VM_KEEP_PROGRAMS:-0}" = 1 ] && [ -e "$programs/$1" ]; }
+
 # keep_program FILE NAME
 keep_program() {
     mkdir -p "$programs"
@@ -15,7 +18,9 @@ keep_program() {
 # build_test CRATE TEST NAME: an integration test's program.
 build_test() {
     local file
+    is_kept "$3" && return
     need_rust
+    need_rdma_core
     file=$(cargo test --quiet --locked -p "$1" --test "$2" --no-run --message-format json |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
     keep_program "$file" "$3"
@@ -24,9 +29,10 @@ build_test() {
 # Our programs, with the verbs fabric.
 build_ours() {
     local program
+    need_packages jq=jq nbdcopy=libnbd-bin nbd-client=nbd-client
+    is_kept rnbd_perf && return
     need_rust
     need_rdma_core
-    need_packages jq=jq nbdcopy=libnbd-bin nbd-client=nbd-client
     cargo build --release --quiet --locked -p rnbd_tgt -p rnbd_perf -p rnbd_rpc \
         --features rnbd_tgt/rdma,rnbd_perf/rdma
     for program in rnbd_tgt rnbd_perf rnbd_rpc; do
