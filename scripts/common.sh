@@ -68,5 +68,6 @@ need_python() {
 
 build_release() {
     say "building (release)"
-    (cd "$repo" && cargo build --release --quiet --locked -p rnbd_tgt -p rnbd_perf -p rnbd_rpc)
+    (cd "$repo" && cargo build --release --quiet --locked -p rnbd_tgt -p rnbd_perf -p rnbd_rpc \
+        -p rnbd_top)
 }

@@ -7,19 +7,18 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use rnbd_console::text::print_lines;
+use rnbd_console::{DEFAULT_SOCKET, SOCKET_VARIABLE, seconds};
 use rnbd_rpc::{Method, Schema};
 use serde_json::{Value, json};
 
 use crate::method::plain;
 use crate::params::{json_text, method_params};
-use crate::print::{Form, print_lines, print_result};
+use crate::print::{Form, print_result};
 use crate::server::Server;
 use crate::table::Table;
 use crate::views::{VIEWS, View};
 use crate::{config, method};
-
-const DEFAULT_SOCKET: &str = "/var/tmp/spdk.sock";
-const SOCKET_VARIABLE: &str = "RNBD_RPC_SOCK";
 
 const SUGGESTIONS: usize = 3;
 const CONNECTION: &str = "Connection and output";
@@ -204,14 +203,6 @@ fn json_flag() -> Arg {
         .help("Print the answer as JSON on one line, for scripts")
 }
 
-/// A time in seconds, of which fractions may be given.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "must be a number of seconds, 0 or more".to_owned())
-}
-
 fn view_command(view: &View) -> Command {
     (view.arguments)(Command::new(view.name).about(view.about))
 }
@@ -265,14 +256,6 @@ mod tests {
                 "{}",
                 method.name
             );
-        }
-    }
-
-    #[test]
-    fn seconds_may_be_fractions_but_not_negative() {
-        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for wrong in ["-1", "nan", "soon", "1e300", ""] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }
 

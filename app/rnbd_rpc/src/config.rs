@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use rnbd_console::text::print_lines;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::print::print_lines;
 use crate::python_json;
 use crate::server::{Server, parse};
 

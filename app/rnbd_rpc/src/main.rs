@@ -11,12 +11,11 @@ mod method;
 mod params;
 mod print;
 mod python_json;
-mod server;
-mod table;
 mod views;
 
 use std::process::ExitCode;
 
+use rnbd_console::{server, table};
 use rnbd_rpc::Schema;
 
 fn main() -> ExitCode {

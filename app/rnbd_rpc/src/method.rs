@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::builder::{BoolValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, Command};
-use rnbd_base::Errno;
+use rnbd_console::server::symbol;
 use rnbd_rpc::{Method, MethodError, Param, Schema, State, Type};
 use serde_json::Value;
 
@@ -271,12 +271,6 @@ fn error_name(error: &MethodError) -> String {
         Some(symbol) => format!("{} {symbol}", error.code),
         None => error.code.to_string(),
     }
-}
-
-/// The name of an error code that is a negative errno.
-pub(crate) fn symbol(code: i64) -> Option<&'static str> {
-    let errno = i32::try_from(code).ok().filter(|code| *code < 0)?;
-    (errno > -512).then(|| Errno::from_raw(errno).symbol())?
 }
 
 /// Texts of the schema are Markdown; a terminal shows them without its marks and line breaks.

@@ -9,10 +9,10 @@ mod paths;
 mod reactors;
 mod sessions;
 mod stats;
-mod units;
 
 use anyhow::Result;
 use clap::{ArgMatches, Command};
+use rnbd_console::units;
 use serde_json::Value;
 
 use crate::server::Server;

@@ -2,12 +2,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Arg, ArgMatches, Command};
+use rnbd_console::seconds;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::units::percent;
 use super::{Report, cell};
-use crate::commands::seconds;
 use crate::server::{Server, parse};
 use crate::table::Table;
 

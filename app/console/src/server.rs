@@ -6,15 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rnbd_base::Errno;
 use rnbd_rpc::{Client, ClientError, RpcError};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::method::symbol;
-
 /// A server that may be called.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     client: Client,
     timeout: Option<Duration>,
 }
@@ -24,7 +23,7 @@ impl Server {
     ///
     /// # Errors
     /// If there is no server, or it may not be used.
-    pub(crate) fn connect(socket: &Path, timeout: Option<Duration>) -> Result<Self> {
+    pub fn connect(socket: &Path, timeout: Option<Duration>) -> Result<Self> {
         let client =
             Client::connect(socket).map_err(|error| anyhow!(cannot_connect(socket, &error)))?;
         client
@@ -37,7 +36,7 @@ impl Server {
     ///
     /// # Errors
     /// If the server answers an error, or nothing.
-    pub(crate) fn call(&mut self, method: &str, params: Option<Value>) -> Result<Value> {
+    pub fn call(&mut self, method: &str, params: Option<Value>) -> Result<Value> {
         match self.client.call(method, params) {
             Ok(result) => Ok(result),
             // The program may end before it can answer that it does.
@@ -52,7 +51,7 @@ impl Server {
     ///
     /// # Errors
     /// If the call fails, or the answer has another form.
-    pub(crate) fn read<T: DeserializeOwned>(&mut self, method: &str) -> Result<T> {
+    pub fn read<T: DeserializeOwned>(&mut self, method: &str) -> Result<T> {
         parse(method, &self.call(method, None)?)
     }
 }
@@ -61,7 +60,7 @@ impl Server {
 ///
 /// # Errors
 /// If it has another form.
-pub(crate) fn parse<T: DeserializeOwned>(method: &str, answer: &Value) -> Result<T> {
+pub fn parse<T: DeserializeOwned>(method: &str, answer: &Value) -> Result<T> {
     T::deserialize(answer).with_context(|| format!("{method}: the answer is of an unknown form"))
 }
 
@@ -90,6 +89,13 @@ fn refusal(error: &RpcError) -> String {
     }
     text.push(')');
     text
+}
+
+/// The name of an error code that is a negative errno.
+#[must_use]
+pub fn symbol(code: i64) -> Option<&'static str> {
+    let errno = i32::try_from(code).ok().filter(|code| *code < 0)?;
+    (errno > -512).then(|| Errno::from_raw(errno).symbol())?
 }
 
 fn too_late(timeout: Option<Duration>) -> String {

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use crate::print::harmless;
+use crate::text::harmless;
 
 /// Rows under headings. Columns in which no row has anything are not shown.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub struct Table {
     headings: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
@@ -19,7 +19,8 @@ struct Column {
 
 impl Table {
     /// Columns with numbers begin with `>` and are aligned to the right.
-    pub(crate) fn new(headings: &[&'static str]) -> Self {
+    #[must_use]
+    pub fn new(headings: &[&'static str]) -> Self {
         let column = |heading: &&'static str| Column {
             heading: heading.trim_start_matches('>'),
             is_right: heading.starts_with('>'),
@@ -31,13 +32,18 @@ impl Table {
     }
 
     /// Adds a row with a cell for each column.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    ///
+    /// # Panics
+    /// If there are more cells, or fewer.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: Vec<String> = cells.into_iter().map(|cell| harmless(&cell)).collect();
         assert_eq!(row.len(), self.headings.len(), "a cell for each column");
         self.rows.push(row);
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it has no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 

@@ -3,7 +3,8 @@
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /// `64 MiB`, `1.5 GiB`: exact where that is short, else to a tenth.
-pub(crate) fn bytes(bytes: u64) -> String {
+#[must_use]
+pub fn bytes(bytes: u64) -> String {
     let exponent = bytes.checked_ilog2().unwrap_or(0) / 10;
     let unit = 1_u64 << (10 * exponent);
     let name = BYTE_UNITS[exponent as usize];
@@ -16,7 +17,8 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// `85 us`, `1.2 ms`, `3.0 s`.
-pub(crate) fn microseconds(microseconds: f64) -> String {
+#[must_use]
+pub fn microseconds(microseconds: f64) -> String {
     match microseconds {
         short if short < 1e3 => format!("{short:.0} us"),
         middle if middle < 1e6 => format!("{:.1} ms", middle / 1e3),
@@ -25,7 +27,8 @@ pub(crate) fn microseconds(microseconds: f64) -> String {
 }
 
 /// A part of a whole in percent; `None` of nothing.
-pub(crate) fn percent(part: f64, whole: f64) -> Option<f64> {
+#[must_use]
+pub fn percent(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| (1000.0 * part / whole).round() / 10.0)
 }
 
