@@ -96,6 +96,16 @@ class Server:
         self.log.close()
 
 
+def configuration(calls):
+    """A configuration file's content: RPC calls by subsystem."""
+    return {
+        "subsystems": [
+            {"subsystem": name, "config": [{"method": m, "params": p} for m, p in entries]}
+            for name, entries in calls.items()
+        ]
+    }
+
+
 class Rnbd:
     """rnbd_tgt and rnbd_perf over TCP."""
 
@@ -125,12 +135,7 @@ class Rnbd:
                 ("rtrs_add_listener", {"listen_address": address}),
             ],
         }
-        return {
-            "subsystems": [
-                {"subsystem": name, "config": [{"method": m, "params": p} for m, p in entries]}
-                for name, entries in calls.items()
-            ]
-        }
+        return configuration(calls)
 
     def run(self, case, seconds):
         """One run of the load generator."""
@@ -144,22 +149,20 @@ class Rnbd:
         return Result(job["iops"], percentiles["50"], percentiles["99"])
 
 
-class Nbdkit:
-    """nbdkit's memory plugin and fio's nbd engine."""
+class Nbd:
+    """An NBD server and fio's nbd engine."""
 
     def __init__(self, work, unix):
         self.work = work
         self.unix = unix
-        self.name = "nbdkit " + ("Unix" if unix else "TCP")
+        self.name = f"{self.program} " + ("Unix" if unix else "TCP")
         self.port = free_port()
-        self.socket = work / "nbd.sock"
+        self.socket = work / f"{self.program.replace(' ', '-')}.sock"
 
     def serve(self):
-        """nbdkit with as much memory as the others have."""
-        where = ["-U", self.socket] if self.unix else ["-i", "127.0.0.1", "-p", self.port]
-        command = pinned(TARGET_CORE, "nbdkit", "-f", *where, "memory", f"{DEVICE_MIB}M")
+        """The server, when it listens."""
         ready = self.socket.exists if self.unix else lambda: listens(self.port)
-        return wait_for(ready, Server(command, self.work / "nbdkit.log"))
+        return wait_for(ready, Server(self.command(), self.work / "nbd.log"))
 
     def run(self, case, seconds):
         """One run of fio."""
@@ -169,6 +172,35 @@ class Nbdkit:
         command = pinned(INITIATOR_CORE, "fio", *fixed, f"--runtime={seconds}", f"--size={DEVICE_MIB}M", *job)
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.work)
         return fio_result(json.loads(done.stdout[done.stdout.index("{"):]), case)
+
+
+class Nbdkit(Nbd):
+    """nbdkit's memory plugin."""
+
+    program = "nbdkit"
+
+    def command(self):
+        """nbdkit with as much memory as the others have."""
+        where = ["-U", self.socket] if self.unix else ["-i", "127.0.0.1", "-p", self.port]
+        return pinned(TARGET_CORE, "nbdkit", "-f", *where, "memory", f"{DEVICE_MIB}M")
+
+
+class RnbdNbd(Nbd):
+    """rnbd_tgt's NBD export of a malloc bdev."""
+
+    program = "rnbd NBD"
+
+    def command(self):
+        """The target with one export."""
+        address = f"unix:{self.socket}" if self.unix else f"tcp:127.0.0.1:{self.port}"
+        malloc = {"name": "Malloc0", "num_blocks": DEVICE_MIB * 2048, "block_size": 512}
+        calls = {
+            "bdev": [("bdev_malloc_create", malloc)],
+            "nbd": [("nbd_start_export", {"bdev_name": "Malloc0", "address": address})],
+        }
+        config = self.work / "nbd.json"
+        config.write_text(json.dumps(configuration(calls)))
+        return [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "nbd-tgt.sock", "-c", config]
 
 
 def fio_result(report, case):
@@ -323,6 +355,16 @@ def compare(args):
         return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
 
 
+def compare_nbd(args):
+    """A table for each kind of socket: rnbd's NBD export and nbdkit, under the same client."""
+    tables = []
+    for unix in (True, False):
+        with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
+            servers = [kind(pathlib.Path(folder), unix) for kind in (RnbdNbd, Nbdkit)]
+            tables.append(table(servers, {s: measure(s, args.runs, args.seconds) for s in servers}))
+    return "\n\n".join(tables)
+
+
 def main():
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -330,6 +372,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=10, help="length of a run")
     parser.add_argument("--spdk", metavar="DIR", help="a built SPDK tree to measure too")
     parser.add_argument("--instructions", action="store_true", help="count instructions per I/O instead")
+    parser.add_argument("--nbd", action="store_true", help="compare the NBD export with nbdkit instead")
     parser.add_argument("--out", help="write the report to this file too")
     args = parser.parse_args()
     if os.cpu_count() < 2:
@@ -338,7 +381,8 @@ def main():
     if args.instructions:
         report += f"callgrind.\n\n{instructions()}\n"
     else:
-        report += f"medians of {args.runs} runs of {args.seconds} s.\n\n{compare(args)}\n"
+        tables = compare_nbd(args) if args.nbd else compare(args)
+        report += f"medians of {args.runs} runs of {args.seconds} s.\n\n{tables}\n"
     print(report)
     if args.out:
         pathlib.Path(args.out).write_text(report)
