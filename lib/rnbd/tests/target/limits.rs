@@ -119,6 +119,21 @@ fn paths_of_a_session_beyond_the_limit_are_refused() {
 }
 
 #[test]
+fn a_session_of_128_paths_serves_over_each() {
+    let mut rig = Rig::sim(Options::default());
+    let (first, id) = rig.up_with("disk");
+    let mut clients = vec![first];
+    clients.extend((3..130).map(|host| rig.added_path(host)));
+    assert_eq!(rig.sessions()[0].paths.len(), 128);
+    let mut one_more = rig.client_on(130, Identity::added(130));
+    rig.is_refused(&mut one_more, Refusal::PathsOfSession);
+    for client in &mut clients {
+        client.write_block(0, id);
+        rig.expect(client, Ok(()));
+    }
+}
+
+#[test]
 fn a_path_with_more_connections_than_allowed_is_refused() {
     let mut options = Options::default();
     options.rtrs.cons_per_path = 2;

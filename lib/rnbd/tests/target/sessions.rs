@@ -140,6 +140,22 @@ fn two_sessions_cannot_have_one_name() {
 }
 
 #[test]
+fn a_path_that_calls_its_session_otherwise_is_refused_alone() {
+    let mut rig = Rig::sim(Options::default());
+    let mut first = rig.up(Identity::new("clt1", 1));
+    let misnamed = Identity {
+        name: "clt2".to_owned(),
+        ..Identity::added(3)
+    };
+    let mut second = rig.client_on(3, misnamed);
+    rig.connect(&mut second);
+    second.send_info_req();
+    rig.run(&mut second, |second| second.closed.len() == 3);
+    assert!(second.chunks.is_empty());
+    rig.open_rw(&mut first, "disk");
+}
+
+#[test]
 fn a_second_path_joins_its_session_and_keeps_the_devices_up() {
     let mut rig = Rig::sim(Options {
         cores: 2,

@@ -72,6 +72,20 @@ fn a_second_path_needs_other_addresses_and_no_permission_to_create() {
 }
 
 #[test]
+fn a_path_uuid_names_a_path_of_its_own_session_only() {
+    let mut bed = Bed::new(false);
+    let first = bed.connect(1, 1);
+    let other_session = ConReq {
+        paths_uuid: [9; 16],
+        ..con_req(1, 0)
+    };
+    let other = bed.request(&other_session, 1).verdict.unwrap();
+    assert!(other.new_path);
+    assert_ne!(other.path, first);
+    assert_eq!(bed.sessions.iter().count(), 2);
+}
+
+#[test]
 fn a_session_has_as_many_paths_as_configured() {
     let config = Config {
         paths_per_session: 2,
