@@ -1,0 +1,68 @@
+# shellcheck shell=bash disable=SC2034
+about="our target on a host that lacks something: each error names what"
+limit=200
+
+prepare() { build_ours; }
+
+run() {
+    port_taken
+    too_little_locked_memory
+    other_queue_depth
+    no_device
+}
+
+port_taken() {
+    note "the port is taken"
+    start_ours target -m '[1]'
+    listen target 10.9.0.1
+    start_ours second -m '[0]'
+    refused 'in use' listen second 10.9.0.1
+    stop_ours second
+    stop_ours target
+}
+
+too_little_locked_memory() {
+    note "ulimit -l"
+    (
+        ulimit -l 1024
+        # Root is bound by it only without this capability.
+        launcher="setpriv --bounding-set=-ipc_lock"
+        start_ours bounded -m '[1]'
+    )
+    offer_memory bounded ram 16
+    listen bounded 10.9.0.1
+    load_kernel_client
+    refused '' kernel_map s1 10.9.0.1 ram
+    said bounded 'ulimit -l' || fail "the log does not say why"
+    stop_ours bounded
+}
+
+# The kernel's client does not come back to a target with other chunks.
+other_queue_depth() {
+    note "another queue depth after a restart"
+    start_ours target -m '[1]'
+    offer_memory target ram 16
+    listen target 10.9.0.1 --sess-queue-depth 128
+    local device
+    device=$(kernel_map s1 10.9.0.1 ram)
+    kill_ours target
+    start_ours target -m '[1]'
+    offer_memory target ram 16
+    listen target 10.9.0.1 --sess-queue-depth 64
+    wait_for 100 client_refuses || fail "the client does not say why"
+    kernel_unmap "$device" force
+    stop_ours target
+    unload_kernel_client
+}
+
+client_refuses() { dmesg | grep -q "queue depth"; }
+
+no_device() {
+    note "no RDMA device at all"
+    rdma link del rxe0
+    rdma link del rxe1
+    start_ours target -m '[1]'
+    refused 'RDMA device' listen target 10.9.0.1
+    rpc target rtrs_create_transport --trtype TCP
+    stop_ours target
+}
