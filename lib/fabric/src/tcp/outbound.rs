@@ -26,7 +26,7 @@ const CHAIN_PAYLOAD_BYTES: u64 = 64 << 10;
 
 /// One syscall takes no further chain once it has this many bytes. What is left waits for the next
 /// poll, so that sending and receiving alternate and the data in flight stays in the caches.
-const BURST_BYTES: usize = 256 << 10;
+const BURST_BYTES: usize = 512 << 10;
 
 /// A posted operation.
 #[derive(Clone, Copy, Debug)]
