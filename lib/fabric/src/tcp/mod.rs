@@ -8,7 +8,7 @@
 //!   come, get up and go, `progress` what a poll does.
 //! - `outbound` and `inbound` are the two directions of one connection, `frame` and `hello` the
 //!   bytes, `keys` and `domains` who may write where.
-//! - `sys` has the two syscalls of the data path and all unsafe code; `socket` and `watcher` the
+//! - `sys` has the syscalls of the data path and all unsafe code; `socket` and `watcher` the
 //!   other syscalls.
 
 mod config;

@@ -1,5 +1,4 @@
-//! The two syscalls of the data path, which take memory by address. The only unsafe of this
-//! fabric.
+//! The syscalls of the data path, which take memory by address. The only unsafe of this fabric.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -46,6 +45,12 @@ impl Pieces<'_> {
         });
         self.len += 1;
         self.bytes += len;
+    }
+
+    /// The piece, if there is just one.
+    fn only(&self) -> Option<libc::iovec> {
+        // SAFETY: the first `len` pieces are initialised.
+        (self.len == 1).then(|| unsafe { self.vecs[0].assume_init() })
     }
 
     fn message(&self) -> libc::msghdr {
@@ -124,12 +129,19 @@ impl<'a> Incoming<'a> {
 
     /// Takes what has arrived without blocking; zero means that the peer sent its last byte.
     pub(super) fn receive(&self, socket: impl AsFd) -> Result<usize, Errno> {
-        let mut message = self.0.message();
         let fd = socket.as_fd().as_raw_fd();
+        let flags = libc::MSG_DONTWAIT;
+        // The kernel is quicker with one piece than with a list of one; most looks that find
+        // nothing are of this kind.
+        if let Some(piece) = self.0.only() {
+            // SAFETY: as below, of the one piece.
+            return result(unsafe { libc::recv(fd, piece.iov_base, piece.iov_len, flags) });
+        }
+        let mut message = self.0.message();
         // SAFETY: `message` names initialised pieces, each mapped and writable: bytes are borrowed
         // mutably for longer than `self` lives, and memory named by a span stays mapped and is
         // never behind a reference (`rnbd_mem`).
-        result(unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) })
+        result(unsafe { libc::recvmsg(fd, &raw mut message, flags) })
     }
 }
 
