@@ -2,6 +2,7 @@
 
 mod bdev;
 mod metrics;
+mod multipath;
 mod target;
 
 use std::future::Future;
