@@ -124,7 +124,7 @@ impl CoreChannel {
     }
 
     pub(super) fn finish(&mut self, request: &IoRequest, result: Result<(), Errno>) {
-        if let Some(port) = &mut self.ports[request.port] {
+        if let Some(port) = &mut self.ports[request.port as usize] {
             port.finish(request.io.tag, result);
         }
     }

@@ -46,7 +46,7 @@ pub(crate) struct CoreChannel {
     turn: usize,
     /// By position of the permit.
     requests: Vec<Option<IoRequest>>,
-    waiting: VecDeque<IoRequest>,
+    waiting: VecDeque<Waiting>,
     /// Those of a path that has just ended; empty otherwise.
     ended: Vec<(IoRequest, Ended)>,
     /// Lost lives of paths with writes that were given up before their path was fenced.
@@ -61,23 +61,29 @@ struct ChannelPath {
     stats: Counters,
 }
 
-/// An I/O that has been taken out of its port's ring.
+/// An I/O that has been taken out of its port's ring. Copied a few times for each I/O, so it is
+/// kept small.
 #[derive(Clone, Copy, Debug)]
 struct IoRequest {
-    port: usize,
+    port: u32,
     device: DeviceIndex,
-    io: BdevIo,
-    /// Times that it was sent and its path was lost.
-    retries: u32,
-    opening: Opening,
     /// The path that it is on.
     path: PathIndex,
+    /// Times that it was sent and its path was lost.
+    retries: u32,
     /// The opening of its device that it was made for.
     device_opening: u32,
     /// When it was first sent; meaningless before.
     begun: Nanos,
-    /// Since when it waits; meaningless while it does not.
-    waits_since: Nanos,
+    opening: Opening,
+    io: BdevIo,
+}
+
+/// An I/O that waits to be sent, or to be sent again.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    request: IoRequest,
+    since: Nanos,
     /// It changes data and was sent in this life of a path, which was lost.
     held: Option<Attempt>,
 }

@@ -76,7 +76,7 @@ impl CoreChannel {
         match self.gate(port.device()) {
             Gate::Wait => Progress::Idle,
             Gate::Fail(errno) => self.fail_port(index, errno),
-            Gate::Open(device) => self.send_port(index, device, core),
+            Gate::Open(device) => self.send_port(index, &device, core),
         }
     }
 
@@ -90,18 +90,18 @@ impl CoreChannel {
     fn send_port<F: Fabric>(
         &mut self,
         index: usize,
-        device: Usable,
+        device: &Usable,
         core: &mut Core<F>,
     ) -> Progress {
         let mut progress = Progress::Idle;
         while self.may_take()
             && let Some(path) = self.machine.choose(core.now)
-            && let Some(request) = self.take(index)
+            && let Some(mut request) = self.take(index)
         {
             progress = Progress::Busy;
             if self.is_kept_back(&request) {
-                self.wait(request, core.now);
-            } else if matches!(self.send(request, path, device, core), Sent::NotNow) {
+                self.wait(request, None, core.now);
+            } else if matches!(self.send(&mut request, path, device, core), Sent::NotNow) {
                 break;
             }
         }
@@ -112,25 +112,24 @@ impl CoreChannel {
         let port = self.ports[index].as_mut()?;
         let io = port.take()?;
         Some(IoRequest {
-            port: index,
+            #[expect(clippy::cast_possible_truncation, reason = "there are fewer ports")]
+            port: index as u32,
             device: port.device(),
-            io,
-            retries: 0,
-            opening: Opening::None,
             path: PathIndex::default(),
+            retries: 0,
             device_opening: 0,
             begun: Nanos::ZERO,
-            waits_since: Nanos::ZERO,
-            held: None,
+            opening: Opening::None,
+            io,
         })
     }
 
     /// Sends one I/O. A permit is free, the path has room, and the device takes I/O.
     pub(super) fn send<F: Fabric>(
         &mut self,
-        mut request: IoRequest,
+        request: &mut IoRequest,
         path: PathIndex,
-        device: Usable,
+        device: &Usable,
         core: &mut Core<F>,
     ) -> Sent {
         request.path = path;
@@ -145,18 +144,18 @@ impl CoreChannel {
             io.prio,
         );
         match plan {
-            Err(errno) => self.finish(&request, Err(errno)),
-            Ok(IoPlan::Nothing) => self.finish(&request, Ok(())),
+            Err(errno) => self.finish(request, Err(errno)),
+            Ok(IoPlan::Nothing) => self.finish(request, Ok(())),
             Ok(IoPlan::Send {
                 message,
                 direction,
                 data_bytes,
             }) => match self.start(request, &message, direction, data_bytes, core) {
                 Ok(()) => {}
-                Err(Refused::Io(errno)) => self.finish(&request, Err(errno)),
+                Err(Refused::Io(errno)) => self.finish(request, Err(errno)),
                 Err(Refused::Path(what)) => {
                     self.machine.fail(path, PathError::Fabric(what));
-                    self.wait(request, core.now);
+                    self.wait(*request, None, core.now);
                     return Sent::NotNow;
                 }
             },
@@ -166,7 +165,7 @@ impl CoreChannel {
 
     fn start<F: Fabric>(
         &mut self,
-        mut request: IoRequest,
+        request: &mut IoRequest,
         message: &Io,
         direction: Direction,
         data_bytes: u32,
@@ -177,8 +176,8 @@ impl CoreChannel {
         }
         let (mut exposure, mut data) = (None, Sge::EMPTY);
         match request.io.op {
-            IoOp::Read => exposure = Some(self.open(&mut request, core)?),
-            IoOp::Write { .. } => data = self.data(&mut request, core)?,
+            IoOp::Read => exposure = Some(self.open(request, core)?),
+            IoOp::Write { .. } => data = self.data(request, core)?,
             _ => {}
         }
         let wanted = Request {
@@ -190,26 +189,32 @@ impl CoreChannel {
         let post = match self.machine.begin(request.path, &wanted, core.now) {
             Ok(post) => post,
             Err(error) => {
-                self.close(&request, core);
+                self.take_back(request, core);
                 return Err(refusal(error));
             }
         };
         match self.post(request.path, &post, data, message, core) {
             Ok(()) => {
-                self.count(&request, direction, data_bytes);
+                self.count(request, direction, data_bytes);
                 if request.retries == 0 {
                     request.begun = core.now;
                 }
                 let position = self.position(post.msg_id);
-                self.requests[position] = Some(request);
+                self.requests[position] = Some(*request);
                 Ok(())
             }
             Err(error) => {
                 self.machine.abort(post.msg_id);
-                self.close(&request, core);
+                self.take_back(request, core);
                 Err(error.into())
             }
         }
+    }
+
+    /// A request that was not posted has nothing open, and may be tried again.
+    fn take_back<F: Fabric>(&mut self, request: &mut IoRequest, core: &mut Core<F>) {
+        self.close(request, core);
+        request.opening = Opening::None;
     }
 
     fn post<F: Fabric>(

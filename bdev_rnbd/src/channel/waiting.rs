@@ -15,7 +15,7 @@ use rnbd_base::{Errno, Nanos, Progress};
 use rnbd_fabric::Fabric;
 use rnbd_rtrs::clt::{Attempt, Ended, PathIndex};
 
-use super::{CoreChannel, Gate, IoRequest, Usable};
+use super::{CoreChannel, Gate, IoRequest, Usable, Waiting};
 use crate::message::{Late, Message};
 use crate::shard::Core;
 
@@ -37,9 +37,13 @@ impl CoreChannel {
         self.waiting.is_empty() || self.waiting.len() + self.machine.in_flight() < self.most_taken()
     }
 
-    pub(super) fn wait(&mut self, mut request: IoRequest, now: Nanos) {
-        request.waits_since = now;
-        self.waiting.push_back(request);
+    pub(super) fn wait(&mut self, request: IoRequest, held: Option<Attempt>, now: Nanos) {
+        let since = now;
+        self.waiting.push_back(Waiting {
+            request,
+            since,
+            held,
+        });
     }
 
     // Lost paths.
@@ -53,15 +57,15 @@ impl CoreChannel {
                 self.finish(&request, result);
                 continue;
             }
-            if request.changes_data() && !is_fenced {
-                request.held = Some(attempt);
+            let held = (request.changes_data() && !is_fenced).then_some(attempt);
+            if held.is_some() {
                 self.setup.writes.hold();
             }
             match self.failure(&request, is_late, now) {
-                Some(errno) => self.give_up(&request, errno),
+                Some(errno) => self.give_up(&request, held, errno),
                 None => {
                     request.retries += 1;
-                    self.wait(request, now);
+                    self.wait(request, held, now);
                 }
             }
         }
@@ -88,8 +92,8 @@ impl CoreChannel {
     }
 
     /// Fails a request. One that may still be executed closes the gate first.
-    fn give_up(&mut self, request: &IoRequest, errno: Errno) {
-        if let Some(attempt) = request.held {
+    fn give_up(&mut self, request: &IoRequest, held: Option<Attempt>, errno: Errno) {
+        if let Some(attempt) = held {
             self.setup.writes.release();
             if !self.abandoned.contains(&attempt) {
                 self.abandoned.push(attempt);
@@ -101,8 +105,8 @@ impl CoreChannel {
 
     /// Nothing is done any more for that lost life of a path.
     pub(super) fn on_fenced<F: Fabric>(&mut self, attempt: Attempt, core: &mut Core<F>) {
-        for request in &mut self.waiting {
-            if request.held.take_if(|held| *held == attempt).is_some() {
+        for waiting in &mut self.waiting {
+            if waiting.held.take_if(|held| *held == attempt).is_some() {
                 self.setup.writes.release();
             }
         }
@@ -119,21 +123,21 @@ impl CoreChannel {
     pub(super) fn submit_waiting<F: Fabric>(&mut self, core: &mut Core<F>) -> Progress {
         let mut progress = Progress::Idle;
         for _ in 0..self.waiting.len() {
-            let Some(request) = self.waiting.pop_front() else {
+            let Some(mut waiting) = self.waiting.pop_front() else {
                 break;
             };
-            match self.verdict(&request, core.now) {
-                Verdict::Stay => self.waiting.push_back(request),
+            match self.verdict(&waiting, core.now) {
+                Verdict::Stay => self.waiting.push_back(waiting),
                 Verdict::Fail(errno) => {
-                    self.give_up(&request, errno);
+                    self.give_up(&waiting.request, waiting.held, errno);
                     progress = Progress::Busy;
                 }
                 Verdict::Send(device) => {
                     let Some(path) = self.machine.choose(core.now) else {
-                        self.waiting.push_front(request);
+                        self.waiting.push_front(waiting);
                         break;
                     };
-                    self.send(request, path, device, core);
+                    self.send(&mut waiting.request, path, &device, core);
                     progress = Progress::Busy;
                 }
             }
@@ -141,15 +145,16 @@ impl CoreChannel {
         progress
     }
 
-    fn verdict(&self, request: &IoRequest, now: Nanos) -> Verdict {
-        let stay = || match self.expires_at(request) {
+    fn verdict(&self, waiting: &Waiting, now: Nanos) -> Verdict {
+        let request = &waiting.request;
+        let stay = || match self.expires_at(waiting) {
             Some(at) if at <= now => Verdict::Fail(Errno::TIMEDOUT),
             _ => Verdict::Stay,
         };
         match self.gate(request.device) {
             Gate::Fail(errno) => Verdict::Fail(errno),
             Gate::Wait => stay(),
-            Gate::Open(_) if request.held.is_some() || self.is_kept_back(request) => stay(),
+            Gate::Open(_) if waiting.held.is_some() || self.is_kept_back(request) => stay(),
             Gate::Open(device) => Verdict::Send(device),
         }
     }
@@ -160,15 +165,16 @@ impl CoreChannel {
     }
 
     /// When one that waits fails by its own time.
-    fn expires_at(&self, request: &IoRequest) -> Option<Nanos> {
+    fn expires_at(&self, waiting: &Waiting) -> Option<Nanos> {
         let patience = self.setup.config.reconnect.fast_io_fail;
-        let patience = patience.map(|span| request.waits_since + span);
-        let late = self.late_at(request).filter(|_| request.retries > 0);
+        let patience = patience.map(|span| waiting.since + span);
+        let late = self.late_at(&waiting.request);
+        let late = late.filter(|_| waiting.request.retries > 0);
         [patience, late].into_iter().flatten().min()
     }
 
     pub(super) fn waiting_deadline(&self) -> Option<Nanos> {
         let waiting = self.waiting.iter();
-        waiting.filter_map(|request| self.expires_at(request)).min()
+        waiting.filter_map(|one| self.expires_at(one)).min()
     }
 }
