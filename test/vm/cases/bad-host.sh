@@ -7,7 +7,6 @@ prepare() { build_ours; }
 run() {
     port_taken
     too_little_locked_memory
-    other_queue_depth
     no_device
 }
 
@@ -36,26 +35,6 @@ too_little_locked_memory() {
     said bounded 'ulimit -l' || fail "the log does not say why"
     stop_ours bounded
 }
-
-# The kernel's client does not come back to a target with other chunks.
-other_queue_depth() {
-    note "another queue depth after a restart"
-    start_ours target -m '[1]'
-    offer_memory target ram 16
-    listen target 10.9.0.1 --sess-queue-depth 128
-    local device
-    device=$(kernel_map s1 10.9.0.1 ram)
-    kill_ours target
-    start_ours target -m '[1]'
-    offer_memory target ram 16
-    listen target 10.9.0.1 --sess-queue-depth 64
-    wait_for 100 client_refuses || fail "the client does not say why"
-    kernel_unmap "$device" force
-    stop_ours target
-    unload_kernel_client
-}
-
-client_refuses() { dmesg | grep -q "queue depth"; }
 
 no_device() {
     note "no RDMA device at all"

@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 about="kernel client, our target: ext4 and xfs, filled, trimmed, sound and equal on both sides"
-limit=300
+limit=400
+long=true
 
 prepare() {
     build_ours
