@@ -83,7 +83,7 @@ qemu_command() {
     qemu=(qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
         -accel "$accelerator" -cpu max -smp 2 -m 3072
         -kernel "$boot_image" -initrd "$initramfs"
-        -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr"
+        -append "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
         -virtfs "local,path=$job,mount_tag=job,security_model=none")
 }
