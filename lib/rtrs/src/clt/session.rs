@@ -271,9 +271,9 @@ impl Session {
     /// Control requests are always limited in time: nothing else would notice a server that keeps
     /// its heartbeat but not its promises.
     fn control_timeout(&self) -> Nanos {
-        self.config
-            .request_timeout
-            .unwrap_or(self.config.connect_timeout)
+        let connect = self.config.connect_timeout;
+        let request = self.config.request_timeout.unwrap_or(connect);
+        request.min(connect)
     }
 
     fn check_control_request(&mut self, path: PathIndex, now: Nanos) {

@@ -253,7 +253,10 @@ fn traffic_on_a_channel_is_a_sign_of_life() {
 
 #[test]
 fn a_control_request_that_is_not_answered_costs_the_path() {
-    let mut rig = up(SessionConfig::default());
+    let mut rig = up(SessionConfig {
+        request_timeout: Some(Nanos::from_secs(600)),
+        ..SessionConfig::default()
+    });
     rig.session.begin(PATH, &NO_DATA, rig.now).unwrap();
     for _ in 0..30 {
         rig.session
