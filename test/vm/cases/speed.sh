@@ -1,0 +1,101 @@
+# shellcheck shell=bash disable=SC2034
+about="kernel client on our target and on the kernel's server, side by side: a table of ratios"
+limit=900
+long=true
+
+# How long and how often each is measured, and in which modes.
+seconds=${RNBD_SPEED_SECONDS:-4}
+rounds=${RNBD_SPEED_ROUNDS:-3}
+modes=${RNBD_SPEED_MODES:-N Y}
+
+prepare() { build_ours; }
+
+# Both serve the same device through the same soft-RoCE device at once, on two ports, and take turns,
+# so that whatever else this machine does meets both. Leaves speed.md in the job folder.
+run() {
+    fast_device null0
+    local mode
+    {
+        echo "| always_invalidate | I/O | IOPS | mean latency | p99 latency | CPU per I/O |"
+        echo "| --- | --- | --- | --- | --- | --- |"
+    } >/run/job/speed.md
+    for mode in $modes; do
+        compare_in_mode "$mode"
+    done
+    cat /run/job/speed.md
+}
+
+# fast_device NAME: 1 GiB that completes at once and remembers nothing.
+fast_device() {
+    modprobe null_blk nr_devices=0
+    mount -t configfs config /sys/kernel/config
+    mkdir "/sys/kernel/config/nullb/$1"
+    echo 1024 >"/sys/kernel/config/nullb/$1/size"
+    echo 1 >"/sys/kernel/config/nullb/$1/power"
+}
+
+compare_in_mode() {
+    local always_invalidate=false theirs ours
+    [ "$1" = Y ] && always_invalidate=true
+    load_kernel_server "always_invalidate=$1"
+    load_kernel_client
+    start_ours target -m '[1]'
+    offer_file target disk /dev/null0
+    listen target 10.9.0.1:1235 "--always-invalidate=$always_invalidate"
+    theirs=$(kernel_map theirs 10.9.0.1 dev/null0)
+    ours=$(kernel_map ours 10.9.0.1 disk dest_port=1235)
+    compare "$1" "$theirs" "$ours" 4k 1
+    compare "$1" "$theirs" "$ours" 4k 32
+    compare "$1" "$theirs" "$ours" 4k 128
+    compare "$1" "$theirs" "$ours" 124k 8
+    kernel_unmap "$theirs"
+    kernel_unmap "$ours"
+    stop_ours target
+    unload_kernel_client
+    unload_kernel_server
+}
+
+# compare MODE THEIRS OURS BLOCK_SIZE DEPTH: adds a row to the table.
+compare() {
+    local mode=$1 theirs=$2 ours=$3 size=$4 depth=$5 round
+    rm -f /run/theirs.* /run/ours.*
+    for ((round = 1; round <= rounds; round++)); do
+        measure "$theirs" "$size" "$depth" >"/run/theirs.$round"
+        measure "$ours" "$size" "$depth" >"/run/ours.$round"
+    done
+    {
+        printf '| %s | %s, depth %s |' "$mode" "$size" "$depth"
+        paste -d' ' <(average /run/theirs.*) <(average /run/ours.*) | ratios
+        echo
+    } | tee -a /run/job/speed.md
+}
+
+# measure DEVICE BLOCK_SIZE DEPTH: IOPS, mean and p99 latency in us, CPU time per I/O in us; the CPU
+# time is that of the whole guest, since the kernel's server has no process of its own.
+measure() {
+    local before result=/run/speed.json
+    before=$(busy_ticks)
+    fio --name=speed --filename="$1" --rw=randrw --bs="$2" --iodepth="$3" --ioengine=libaio \
+        --direct=1 --time_based --runtime="$seconds" --norandommap --unified_rw_reporting=1 \
+        --output-format=json --output="$result"
+    jq -r --argjson ticks "$(($(busy_ticks) - before))" '.jobs[0].mixed |
+        "\(.iops) \(.lat_ns.mean / 1000) \(.clat_ns.percentile["99.000000"] / 1000) " +
+        "\($ticks * 10000 / .total_ios)"' "$result"
+}
+
+# busy_ticks: hundredths of a second that the processors have worked.
+busy_ticks() { awk '/^cpu /{print $2 + $3 + $4 + $7 + $8}' /proc/stat; }
+
+# average FILE…
+average() {
+    awk '{for (i = 1; i <= NF; i++) sum[i] += $i; rows++}
+        END {for (i = 1; i <= 4; i++) printf "%s ", sum[i] / rows; print ""}' "$@"
+}
+
+# Four figures of theirs and four of ours, as "theirs → ours (ratio)". Ratios above 1 are better.
+ratios() {
+    awk '{
+        printf " %.0f → %.0f (%.2f) |", $1, $5, $5 / $1
+        for (i = 2; i <= 4; i++) printf " %.0f → %.0f µs (%.2f) |", $i, $(i + 4), $i / $(i + 4)
+    }'
+}
