@@ -1,7 +1,7 @@
 //! RDMA devices as this program has them: opened when the first transport or controller wants
 //! them, and shared by target and initiator.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bdev_rnbd::PathReport;
@@ -42,7 +42,9 @@ struct RdmaOptions {
 #[derive(Debug, Default)]
 pub(crate) struct Rdma {
     options: RefCell<Option<RdmaOptions>>,
-    host: OnceCell<VerbsHost>,
+    host: RefCell<Option<VerbsHost>>,
+    /// Fabrics were made of it, with the options that were set then.
+    in_use: Cell<bool>,
     news: News,
 }
 
@@ -66,18 +68,21 @@ impl Rdma {
     pub(crate) fn set_options(&self, params: Value) -> Result<(), RpcError> {
         let options = serde_json::from_value(params);
         let options = options.map_err(|error| RpcError::invalid_params(error.to_string()))?;
-        if self.host.get().is_some() {
+        if self.in_use.get() {
             let text = "RDMA devices are in use; set their options before the first transport";
             return Err(RpcError::errno(Errno::PERM, text));
         }
         self.options.replace(Some(options));
+        self.host.take();
         Ok(())
     }
 
     /// A fabric for one core. Takes milliseconds for each device of the host.
     pub(crate) fn fabric(&self) -> Result<VerbsFabric, RpcError> {
         let fabric = self.host()?.fabric();
-        fabric.map_err(|error| fabric_error(&error))
+        let fabric = fabric.map_err(|error| fabric_error(&error))?;
+        self.in_use.set(true);
+        Ok(fabric)
     }
 
     /// The answer of `rdma_get_devices`.
@@ -101,9 +106,9 @@ impl Rdma {
         Some(ConfigCall { method, params })
     }
 
-    fn host(&self) -> Result<&VerbsHost, RpcError> {
-        if let Some(host) = self.host.get() {
-            return Ok(host);
+    fn host(&self) -> Result<VerbsHost, RpcError> {
+        if let Some(host) = &*self.host.borrow() {
+            return Ok(host.clone());
         }
         let config = self.options.borrow().as_ref().map(RdmaOptions::config);
         let sender = self.news.sender.clone();
@@ -112,7 +117,8 @@ impl Rdma {
             let _ = sender.unbounded_send(news);
         });
         let host = host.map_err(|error| fabric_error(&error))?;
-        Ok(self.host.get_or_init(|| host))
+        self.host.replace(Some(host.clone()));
+        Ok(host)
     }
 }
 
@@ -202,5 +208,38 @@ impl RdmaOptions {
             cq_entries: self.cq_entries,
             ..VerbsConfig::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Value {
+        json!({
+            "tos": 32,
+            "retry_count": 3,
+            "window_per_request": true,
+            "inline_bytes": 0,
+            "cq_entries": 1024,
+        })
+    }
+
+    #[test]
+    fn options_may_change_until_a_fabric_is_made_and_are_saved() {
+        let rdma = Rdma::default();
+        assert!(rdma.config().is_none());
+        rdma.devices().unwrap();
+        rdma.set_options(options()).unwrap();
+        let saved = rdma.config().unwrap();
+        assert_eq!(Value::Object(saved.params), options());
+        rdma.in_use.set(true);
+        assert_eq!(rdma.set_options(options()).unwrap_err().code, -1);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_reset() {
+        let error = Rdma::default().reset("nonsense0").unwrap_err();
+        assert_eq!(error.code, -19);
     }
 }

@@ -7,6 +7,8 @@
 //! - `fabric` implements [`rnbd_fabric::Fabric`]; `lifecycle` and `handshake` hold how
 //!   connections come, get up and go, `progress` what a poll does, `posting` how work gets to the
 //!   device.
+//! - `host` is what the fabrics of a process share: the devices, the thread that watches them and
+//!   the one that lets go of things; `removal` is a fabric's part when a device goes or comes.
 //! - `connection`, `send_queue` and `recv_queue` are one connection; `keys` and `domains` who may
 //!   reach which memory; `devices` and `probe` what the hardware is and can do.
 //! - `sys` is rdma-core behind safe types, and all unsafe code.
@@ -15,9 +17,10 @@
 //!
 //! Nothing waits for the network or a peer. Calls that go to the device's firmware take up to a
 //! few milliseconds and are made on the control path only: registering memory (by the number of
-//! pages), making and ending queue pairs and windows, and the first connection over a device,
-//! which makes its completion queue. With the service `ibacm` running, librdmacm asks it for
-//! routes and waits for the answer.
+//! pages), making queue pairs and windows, and the first connection over a device, which makes its
+//! completion queue. Opening devices and ending things is left to the host's threads; only what a
+//! live queue pair could still reach is ended on the spot. With the service `ibacm` running,
+//! librdmacm asks it for routes and waits for the answer.
 
 mod config;
 mod connection;

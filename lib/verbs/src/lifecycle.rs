@@ -297,8 +297,8 @@ impl VerbsFabric {
         self.events.push_back(Event::Closed { conn, reason });
     }
 
-    /// Tells the peer; returns what is to be let go of: the queue pair first, then windows that
-    /// were bound on it.
+    /// Tells the peer; returns what is to be let go of: windows that are bound on the queue pair
+    /// first, because soft-RoCE waits for them when the queue pair goes.
     fn take_apart(&mut self, connection: Connection, reason: CloseReason) -> Vec<Scrap> {
         let Connection {
             state, link, cm, ..
@@ -306,13 +306,12 @@ impl VerbsFabric {
         let was_connected = matches!(state, State::Accepted | State::Up);
         // Where this fails the connection manager is past it already.
         let told = was_connected && cm.disconnect().is_ok();
-        let mut scraps = Vec::new();
+        let mut scraps = self.keys.take_scraps();
         if let Some(link) = link {
             let (cq, sizes) = (Arc::clone(link.qp.cq()), link.qp.sizes());
             self.devices.release(link.device, &cq, sizes);
             scraps.push(Scrap::Qp(link.qp));
         }
-        scraps.extend(self.keys.take_scraps());
         let is_over = matches!(reason, CloseReason::PeerClosed) || reason == REMOVED;
         if told && !is_over {
             self.say_goodbye(cm);
