@@ -81,6 +81,38 @@ fn its_bdev_commands_work() -> Result<()> {
 }
 
 #[test]
+fn limits_sampling_histograms_and_waiting_bdevs_work() -> Result<()> {
+    let daemon = Daemon::start(DaemonOptions::default())?;
+    let commands = [
+        "bdev_error_create N0",
+        "bdev_null_create N0 64 512",
+        "bdev_set_qos_limit EE_N0 --rw-ios-per-sec 5000 --w-mbytes-per-sec 7",
+        "bdev_set_qd_sampling_period N0 1000",
+        "bdev_get_iostat --names N0",
+        "bdev_enable_histogram N0 --histogram",
+        "bdev_get_histogram N0",
+        "bdev_wait_for_examine",
+    ];
+    for command in commands {
+        spdk_rpc(&daemon, &command.split(' ').collect::<Vec<_>>())?;
+    }
+    let bdevs = daemon.call("bdev_get_bdevs", json!({ "name": "EE_N0" }))?;
+    let limits = &bdevs[0]["assigned_rate_limits"];
+    ensure!(
+        limits["rw_ios_per_sec"] == 5000 && limits["w_mbytes_per_sec"] == 7,
+        "{limits}"
+    );
+    for refused in ["bdev_malloc_create 4 512 -m 8", "bdev_set_qos_limit N0"] {
+        let arguments: Vec<_> = refused.split(' ').collect();
+        ensure!(
+            spdk_rpc(&daemon, &arguments).is_err(),
+            "{refused} was taken"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn its_plugin_option_brings_our_methods() -> Result<()> {
     let lab = Lab::new()?;
     let port = lab.port.to_string();
