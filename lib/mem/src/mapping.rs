@@ -80,6 +80,17 @@ impl Mapping {
         })
     }
 
+    /// Memory that somebody else mapped.
+    pub(crate) fn adopted(start: NonNull<u8>, len: usize) -> Self {
+        Self {
+            start,
+            len,
+            page_size: PageSize::Small,
+            transparent: false,
+            pins: 0,
+        }
+    }
+
     /// Lets the kernel join ordinary pages to hugepages, which spares most of the TLB misses.
     pub(crate) fn make_transparent(&mut self) {
         let start = self.start.as_ptr().cast();

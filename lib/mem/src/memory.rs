@@ -1,6 +1,7 @@
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use thiserror::Error;
@@ -96,6 +97,7 @@ struct Shared {
     config: MemoryConfig,
     state: Mutex<State>,
     warned: AtomicBool,
+    announce: OnceLock<fn(Span)>,
 }
 
 #[derive(Default)]
@@ -129,8 +131,16 @@ impl Memory {
                 config,
                 state,
                 warned: AtomicBool::new(false),
+                announce: OnceLock::new(),
             }),
         }
+    }
+
+    /// Calls `announce` for every mapping made from now on, which keeps its pages where they are for
+    /// the life of the process: for another engine whose devices are to reach it. Only the first
+    /// call counts.
+    pub fn announce(&self, announce: fn(Span)) {
+        self.shared.announce.get_or_init(|| announce);
     }
 
     /// A zeroed buffer of at least `bytes` for `owner`, whose name appears in errors.
@@ -182,6 +192,24 @@ impl Memory {
         Some(Span::of_mapping(mapping.start, mapping.len, id))
     }
 
+    /// Takes in memory that somebody else mapped, so that a device can be given the whole of it
+    /// once. It is not counted, never handed out, and keeps its number for good;
+    /// [`MappingId::FOREIGN`] if there are no more numbers.
+    ///
+    /// # Safety
+    /// The range is mapped, readable and writable whenever a span of it is used, and no Rust
+    /// reference to those bytes exists then.
+    pub unsafe fn adopt(&self, start: NonNull<u8>, len: usize) -> MappingId {
+        let mut state = self.shared.lock();
+        match u32::try_from(state.mappings.len()) {
+            Ok(index) if index < u32::MAX => {
+                state.mappings.push(Mapping::adopted(start, len));
+                MappingId::new(index)
+            }
+            _ => MappingId::FOREIGN,
+        }
+    }
+
     /// What is in use.
     #[must_use]
     pub fn usage(&self) -> MemoryUsage {
@@ -206,7 +234,8 @@ impl Memory {
         let wanted_bytes = len as u64;
         let mut state = self.shared.lock();
         state.usage.check_room(owner, wanted_bytes)?;
-        let id = match state.take_free(len, page_size, transparent) {
+        let free = state.take_free(len, page_size, transparent);
+        let id = match free {
             Some(id) => id,
             None => self
                 .map(&mut state, len, page_size, transparent)
@@ -218,6 +247,12 @@ impl Memory {
         };
         state.charge(len, page_size);
         let span = state.span(id);
+        if let (None, Some(announce)) = (free, self.shared.announce.get()) {
+            state.pin(id);
+            // It may ask this memory in turn.
+            drop(state);
+            announce(span);
+        }
         Ok(Buffer {
             span,
             page_size,
@@ -440,6 +475,23 @@ mod tests {
     }
 
     #[test]
+    fn adopted_memory_is_a_mapping_that_is_never_handed_out_or_counted() {
+        let memory = small(1 << 20);
+        let foreign = small(1 << 20).alloc("b", 8192, Pages::Small).unwrap();
+        let start = NonNull::new(foreign.span().as_ptr()).unwrap();
+        // SAFETY: what a memory mapped stays mapped, and nobody refers to its bytes.
+        let id = unsafe { memory.adopt(start, 8192) };
+        let whole = memory.mapping(id).unwrap();
+        assert_eq!((whole.addr(), whole.len()), (foreign.span().addr(), 8192));
+        // SAFETY: as above.
+        let part = unsafe { Span::from_raw_in(start, 512, id) };
+        assert_eq!(part.mapping(), MappingId::from_index(id.index().unwrap()));
+        assert_eq!(memory.usage().used_bytes, 0);
+        let own = memory.alloc("a", 8192, Pages::Small).unwrap();
+        assert_ne!(own.span().addr(), whole.addr());
+    }
+
+    #[test]
     fn a_freed_range_comes_back_zeroed() {
         let memory = small(1 << 20);
         let buffer = memory.alloc("a", 4096, Pages::Small).unwrap();
@@ -502,6 +554,18 @@ mod tests {
                 .span()
                 .is_zeroed()
         );
+    }
+
+    #[test]
+    fn a_new_mapping_is_announced_once_and_its_pages_stay() {
+        static ANNOUNCED: Mutex<Vec<Span>> = Mutex::new(Vec::new());
+        let memory = small(1 << 20);
+        memory.announce(|span| ANNOUNCED.lock().unwrap().push(span));
+        let span = memory.alloc("a", 4096, Pages::Small).unwrap().span();
+        assert_eq!(memory.shared.lock().mapping(span.mapping()).pins, 1);
+        let again = memory.alloc("b", 4096, Pages::Small).unwrap();
+        assert_eq!(again.span(), span);
+        assert_eq!(*ANNOUNCED.lock().unwrap(), [span]);
     }
 
     #[test]

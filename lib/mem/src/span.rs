@@ -13,6 +13,12 @@ impl MappingId {
         Self(index)
     }
 
+    /// The other way round from [`MappingId::index`].
+    #[must_use]
+    pub fn from_index(index: usize) -> Self {
+        u32::try_from(index).map_or(Self::FOREIGN, Self)
+    }
+
     /// Dense index from zero; `None` for foreign memory.
     #[must_use]
     pub fn index(self) -> Option<usize> {
@@ -61,6 +67,19 @@ impl Span {
             start,
             len,
             mapping: MappingId::FOREIGN,
+        }
+    }
+
+    /// As [`Span::from_raw`], of memory that a [`crate::Memory`] adopted.
+    ///
+    /// # Safety
+    /// As there; and the bytes lie in that mapping.
+    #[must_use]
+    pub unsafe fn from_raw_in(start: NonNull<u8>, len: usize, mapping: MappingId) -> Self {
+        Self {
+            start,
+            len,
+            mapping,
         }
     }
 
