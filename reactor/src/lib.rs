@@ -10,6 +10,9 @@
 //! of its pollers once nothing was done for a while. How no message is lost then is described in
 //! `waker.rs`.
 //!
+//! A program that has polling threads already, as an SPDK application has, takes
+//! [`Reactors::hosted`] instead: values to be polled by those threads, under the same handle.
+//!
 //! This crate knows nothing of storage, protocols or RPC.
 //!
 //! ```
@@ -40,6 +43,7 @@ mod command;
 mod core_locks;
 mod core_mask;
 mod cpu;
+mod hosted;
 mod light_thread;
 mod reactor;
 mod reactors;
@@ -51,6 +55,7 @@ pub use command::{PollerId, Reply, ThreadId};
 pub use core_locks::{CoreLockError, CoreLocks};
 pub use core_mask::{AbsentCores, CoreMask, CoreMaskError};
 pub use cpu::{CpuTimes, numa_node};
+pub use hosted::HostedReactor;
 pub use reactor::Mode;
 pub use reactors::{ReactorConfig, Reactors, StartError};
 pub use snapshot::{PollerSnapshot, ReactorSnapshot, ThreadSnapshot};

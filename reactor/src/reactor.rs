@@ -84,7 +84,7 @@ impl Reactor {
         }
     }
 
-    /// Polls until it is told to stop, then drops its pollers, the one added last first.
+    /// Polls until it is told to stop.
     pub(crate) fn run(mut self) {
         while !self.stopping {
             self.round();
@@ -92,14 +92,16 @@ impl Reactor {
                 self.try_sleep();
             }
         }
-        while let Some(thread) = self.threads.pop() {
-            thread.into_pollers().for_each(drop);
-        }
+    }
+
+    /// Whether it was told to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// Commands, then every light thread once. The clock is read after each, and the reading that
     /// ends one's time begins the next one's.
-    fn round(&mut self) -> Progress {
+    pub(crate) fn round(&mut self) -> Progress {
         let mut progress = self.run_commands();
         if progress.is_busy() {
             self.busy += self.advance();
@@ -258,6 +260,15 @@ impl Reactor {
         self.idle += slept;
         for thread in &mut self.threads {
             thread.charge(Progress::Idle, slept);
+        }
+    }
+}
+
+impl Drop for Reactor {
+    /// The pollers go on its own thread, the one added last first.
+    fn drop(&mut self) {
+        while let Some(thread) = self.threads.pop() {
+            thread.into_pollers().for_each(drop);
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::command::{Command, NewPoller, PollerId, Reply, ThreadId};
 use crate::core_mask::{AbsentCores, CoreMask};
 use crate::cpu::numa_node;
+use crate::hosted::HostedReactor;
 use crate::reactor::{Mode, Placement, Reactor};
 use crate::snapshot::ReactorSnapshot;
 use crate::waker::Waker;
@@ -58,7 +59,15 @@ struct Core {
     lcore: u32,
     commands: Arc<ArrayQueue<Command>>,
     waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
+    host: Host,
+}
+
+/// Who polls a reactor.
+enum Host {
+    /// A thread of ours; none once it was joined.
+    Thread(Option<JoinHandle<()>>),
+    /// The program, until this is set.
+    Program(Arc<AtomicBool>),
 }
 
 impl Reactors {
@@ -84,6 +93,36 @@ impl Reactors {
             reactors.cores.push(core);
         }
         Ok(reactors)
+    }
+
+    /// Reactors without threads of their own, for the cores that a program polls itself: each is
+    /// to be polled by one thread at a time, and never sleeps.
+    ///
+    /// # Errors
+    /// The kernel refuses an eventfd.
+    pub fn hosted(lcores: &[u32]) -> io::Result<(Self, Vec<HostedReactor>)> {
+        let mut reactors = Self {
+            clock: Clock::start(),
+            cores: Vec::with_capacity(lcores.len()),
+            last_id: AtomicU64::new(0),
+        };
+        let mut hosted = Vec::with_capacity(lcores.len());
+        for (index, &lcore) in (0..).zip(lcores) {
+            let placement = Placement {
+                core: CoreIndex(index),
+                lcore,
+                numa_id: numa_node(lcore),
+                mode: Mode::Busy,
+            };
+            let core = Core::hosted(lcore)?;
+            let (commands, waker) = (Arc::clone(&core.commands), Arc::clone(&core.waker));
+            let reactor = Reactor::new(placement, reactors.clock, commands, waker);
+            if let Host::Program(ended) = &core.host {
+                hosted.push(HostedReactor::new(reactor, Arc::clone(ended)));
+            }
+            reactors.cores.push(core);
+        }
+        Ok((reactors, hosted))
     }
 
     /// The clock that all reactors and their snapshots use.
@@ -168,7 +207,7 @@ impl Reactors {
     }
 
     /// Lets every reactor carry out what was sent to it, drop its pollers on its own thread (the
-    /// one added last first) and end; returns when all have.
+    /// one added last first) and end; returns when all have that have a thread of their own.
     pub fn stop(mut self) {
         self.stop_all();
     }
@@ -178,7 +217,9 @@ impl Reactors {
             self.send(core, Command::Stop);
         }
         for core in &mut self.cores {
-            if let Some(thread) = core.thread.take() {
+            if let Host::Thread(thread) = &mut core.host
+                && let Some(thread) = thread.take()
+            {
                 core.join(thread);
             }
         }
@@ -213,7 +254,7 @@ impl Core {
             lcore,
             commands: Arc::clone(&commands),
             waker: Arc::clone(&waker),
-            thread: None,
+            host: Host::Thread(None),
         };
         let body = move || {
             let pinned = pin(lcore);
@@ -224,9 +265,19 @@ impl Core {
             }
         };
         let name = format!("reactor_{lcore}");
-        core.thread = Some(std::thread::Builder::new().name(name).spawn(body)?);
+        let thread = std::thread::Builder::new().name(name).spawn(body)?;
+        core.host = Host::Thread(Some(thread));
         start.recv().map_err(io::Error::other)??;
         Ok(core)
+    }
+
+    fn hosted(lcore: u32) -> io::Result<Self> {
+        Ok(Self {
+            lcore,
+            commands: Arc::new(ArrayQueue::new(COMMANDS_MAX)),
+            waker: Arc::new(Waker::new()?),
+            host: Host::Program(Arc::default()),
+        })
     }
 
     fn send(&self, mut command: Command) {
@@ -249,7 +300,10 @@ impl Core {
     }
 
     fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        match &self.host {
+            Host::Thread(thread) => thread.as_ref().is_none_or(JoinHandle::is_finished),
+            Host::Program(ended) => ended.load(Ordering::Acquire),
+        }
     }
 
     fn join(&self, thread: JoinHandle<()>) {

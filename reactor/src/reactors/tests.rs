@@ -412,3 +412,40 @@ fn a_reactor_that_panicked_drops_commands_instead_of_hanging_the_sender() {
     drop(reactors);
     assert!(answer.recv().is_err());
 }
+
+#[test]
+fn a_hosted_reactor_does_everything_in_the_hosts_polls_and_ends_when_told() {
+    let (reactors, mut hosted) = Reactors::hosted(&[0, 1]).unwrap();
+    let core = first(&reactors);
+    let (sender, dropped) = channel();
+    let (count, polls) = channel();
+    let thread = reactors.create_thread(core, "hosted");
+    let counts = poller(move |_| Progress::from_work(count.send(()).is_ok()));
+    reactors.add_poller(thread, "counts", None, counts);
+    reactors.add_poller(thread, "dropped", None, Box::new(Dropped("first", sender)));
+    assert!(polls.try_recv().is_err());
+    assert_eq!(hosted[0].poll(Nanos::ZERO), Progress::Busy);
+    assert_eq!(hosted[1].poll(Nanos::ZERO), Progress::Idle);
+    assert_eq!(polls.try_iter().count(), 1);
+    // Another OS thread may go on with it.
+    let mut moved = hosted.remove(0);
+    let moved = std::thread::spawn(move || {
+        moved.poll(Nanos::ZERO);
+        moved
+    });
+    let mut moved = moved.join().unwrap();
+    assert_eq!(polls.try_iter().count(), 1);
+    reactors.stop();
+    moved.poll(Nanos::ZERO);
+    assert_eq!(dropped.try_iter().count(), 1);
+    assert_eq!(moved.poll(Nanos::ZERO), Progress::Idle);
+}
+
+#[test]
+fn commands_to_a_hosted_reactor_that_has_ended_are_dropped_with_their_replies() {
+    let (reactors, hosted) = Reactors::hosted(&[0]).unwrap();
+    drop(hosted);
+    let (reply, answer) = reply();
+    reactors.snapshot(first(&reactors), reply);
+    assert!(answer.recv().is_err());
+}
