@@ -34,6 +34,8 @@ pub use watch::{Interest, Watch};
 
 /// Events taken from the kernel at a time.
 const EVENTS_PER_WAIT: usize = 64;
+/// Why waiting cannot fail.
+const EPOLL_WORKS: &str = "waiting on an own epoll descriptor fails only when interrupted";
 /// The future given to [`ControlLoop::run`]; spawned tasks count from 1.
 const MAIN_TASK: TaskId = 0;
 
@@ -143,10 +145,25 @@ impl ControlLoop {
                     None => break,
                 }
             }
-            shared
-                .wait()
-                .expect("waiting on an own epoll descriptor fails only when interrupted");
+            shared.wait(shared.time_to_sleep()).expect(EPOLL_WORKS);
         }
+    }
+
+    /// Runs what is ready and returns: for a program whose thread may not sleep here. Whether
+    /// anything was.
+    ///
+    /// # Panics
+    /// As [`ControlLoop::run`].
+    pub fn turn(&self) -> bool {
+        let shared = &self.handle.shared;
+        shared.wait(Some(Duration::ZERO)).expect(EPOLL_WORKS);
+        let count = shared.ready.len();
+        for _ in 0..count {
+            if let Some(id) = shared.ready.take() {
+                shared.poll_task(id);
+            }
+        }
+        count > 0
     }
 }
 
@@ -228,9 +245,9 @@ impl Shared {
         tasks.waiting.insert(id, (task, Arc::clone(waker)));
     }
 
-    /// Sleeps until something is ready and wakes the tasks that wait for it.
-    fn wait(&self) -> io::Result<()> {
-        let timeout = self.time_to_sleep().map(|span| Timespec {
+    /// Sleeps until something is ready, or for `most`, and wakes the tasks that wait for it.
+    fn wait(&self, most: Option<Duration>) -> io::Result<()> {
+        let timeout = most.map(|span| Timespec {
             tv_sec: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: span.subsec_nanos().into(),
         });

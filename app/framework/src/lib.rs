@@ -7,6 +7,9 @@
 //! much memory). What belongs to a core lives on its reactor and is reached by messages whose
 //! replies are futures here ([`reply`]).
 //!
+//! A program that has an event loop and polling threads already, as an SPDK application has, takes
+//! [`Hosted`] instead.
+//!
 //! This crate is the composition root: it names the concrete fabrics and bdev modules and gives
 //! them to the target and the initiator, which know traits only.
 
@@ -15,10 +18,12 @@
 mod access;
 mod address;
 mod app;
+mod bdev_source;
 mod config;
 mod env;
 mod fabrics;
 mod flag;
+mod hosted;
 mod initiator;
 mod logging;
 mod methods;
@@ -34,7 +39,9 @@ mod system;
 mod target;
 
 pub use app::{App, run};
+pub use bdev_source::BdevSource;
 pub use env::Env;
+pub use hosted::Hosted;
 pub use logging::{FLAGS, Level, Logger};
 pub use options::{DEFAULT_SOCKET, Options, ReactorMode};
 pub use reply::reply;

@@ -55,7 +55,7 @@ impl Subsystem {
     }
 }
 
-fn call_json(call: ConfigCall) -> Value {
+pub(crate) fn call_json(call: ConfigCall) -> Value {
     if call.params.is_empty() {
         return json!({ "method": call.method });
     }

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
 
 use bdev_rnbd::NotificationKind;
@@ -8,9 +8,10 @@ use futures_util::{StreamExt, pin_mut};
 use rnbd_bdev::{EventKind, Registry};
 use rnbd_mem::{Memory, MemoryConfig};
 use rnbd_reactor::{CoreLocks, CoreMask, Reactors};
-use rnbd_rpc::{Handle, Notifications};
+use rnbd_rpc::{Handle, Notifications, RpcError};
 use serde_json::{Map, Value};
 
+use crate::bdev_source::BdevSource;
 use crate::flag::Flag;
 use crate::initiator::Initiator;
 use crate::nbd::NbdExports;
@@ -35,6 +36,8 @@ pub(crate) struct System {
     pub(crate) nbd: NbdExports,
     pub(crate) handle: Handle,
     pub(crate) notifications: Notifications,
+    /// Where bdevs come from that are not in the registry.
+    pub(crate) bdev_source: OnceCell<Box<dyn BdevSource>>,
     /// Parameters of `bdev_set_options`, if that was called.
     pub(crate) bdev_options: RefCell<Option<Map<String, Value>>>,
     pub(crate) cpumask: CoreMask,
@@ -62,6 +65,18 @@ impl System {
             hugepages: !options.no_huge,
             numa_node: options.mem_numa_node,
         });
+        let system = Self::on(reactors, memory, options.cpumask.clone(), handle);
+        system.core_locks.replace(core_locks);
+        Ok(system)
+    }
+
+    /// A system on reactors that run already.
+    pub(crate) fn on(
+        reactors: Reactors,
+        memory: Memory,
+        cpumask: CoreMask,
+        handle: Handle,
+    ) -> Self {
         let bdevs = Registry::new(memory.clone());
         let notifications = Notifications::new();
         let system = Self {
@@ -78,9 +93,10 @@ impl System {
             reactors,
             handle,
             notifications,
+            bdev_source: OnceCell::new(),
             bdev_options: RefCell::default(),
-            cpumask: options.cpumask.clone(),
-            core_locks: RefCell::new(core_locks),
+            cpumask,
+            core_locks: RefCell::default(),
             stop: Flag::default(),
             init_wanted: Flag::default(),
             init_done: Flag::default(),
@@ -88,7 +104,7 @@ impl System {
         };
         system.notify_of_bdevs();
         system.register_initiator_types();
-        Ok(system)
+        system
     }
 
     /// Ends what the outside world can see, then what that used; within a bounded time, because
@@ -107,6 +123,27 @@ impl System {
         self.nbd.shut_down().await;
         self.target.shut_down(&self.reactors).await;
         self.initiator.shut_down().await;
+    }
+
+    /// Lets another engine's bdev of that name enter the registry, if there is one.
+    pub(crate) fn provide_bdev(&self, name: &str, write: bool) -> Result<(), RpcError> {
+        match self.bdev_source.get() {
+            Some(source) => source
+                .provide(name, write)
+                .map_err(|(errno, text)| RpcError::errno(errno, text)),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets it leave, unless an export still has it.
+    pub(crate) fn release_bdev(&self, name: &str) {
+        let mut exports = self.target.exports.list().into_iter();
+        let is_exported = exports.any(|info| info.export.bdev_name == name);
+        if let Some(source) = self.bdev_source.get()
+            && !is_exported
+        {
+            source.release(name);
+        }
     }
 
     fn notify_of_bdevs(&self) {

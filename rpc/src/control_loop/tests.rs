@@ -97,3 +97,23 @@ fn a_dropped_loop_drops_its_tasks() {
     drop(control);
     assert_eq!(Rc::strong_count(&held), 1);
 }
+
+#[test]
+fn a_turn_does_what_is_ready_and_does_not_wait() {
+    let control = ControlLoop::new().unwrap();
+    let (sender, receiver) = futures_channel::oneshot::channel();
+    let done = Rc::new(Cell::new(false));
+    let in_task = Rc::clone(&done);
+    control.handle().spawn(async move {
+        receiver.await.unwrap();
+        in_task.set(true);
+    });
+    assert!(control.turn());
+    assert!(!control.turn());
+    // From another thread, as a reactor does.
+    std::thread::spawn(move || sender.send(()).unwrap())
+        .join()
+        .unwrap();
+    assert!(control.turn());
+    assert!(done.get());
+}

@@ -189,6 +189,16 @@ impl From<WriteCache> for Option<bool> {
 
 fn create_export(system: &System, params: CreateExport) -> RpcResult {
     check_device_path(&params.device_path)?;
+    system.provide_bdev(&params.bdev_name, !params.read_only)?;
+    let bdev_name = params.bdev_name.clone();
+    let created = register_export(system, params);
+    if created.is_err() {
+        system.release_bdev(&bdev_name);
+    }
+    created
+}
+
+fn register_export(system: &System, params: CreateExport) -> RpcResult {
     let Some(info) = system.bdevs.get(&params.bdev_name) else {
         let text = format!("there is no bdev {}; see bdev_get_bdevs", params.bdev_name);
         return Err(RpcError::errno(Errno::NODEV, text));
@@ -248,6 +258,7 @@ struct DeleteExport {
 }
 
 async fn delete_export(system: Rc<System>, params: DeleteExport) -> RpcResult {
+    let export = system.target.exports.get(&params.device_path);
     let deleted = system
         .target
         .exports
@@ -259,6 +270,9 @@ async fn delete_export(system: Rc<System>, params: DeleteExport) -> RpcResult {
             .handle
             .close_export(&params.device_path, callback)?;
         closed.await.ok_or_else(stopped)?;
+    }
+    if let Some(info) = export {
+        system.release_bdev(&info.export.bdev_name);
     }
     Ok(json!(true))
 }
