@@ -2,10 +2,11 @@
 # Sets up and runs the tests: all suites, or those named.
 #
 #   scripts/test.sh                       everything that CI runs
-#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz, vm
+#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz, vm, spdk
 #   scripts/test.sh --long [SUITE…]       the thorough variant
 #   scripts/test.sh sim --from S --seeds N   replay simulator seeds
 #   scripts/test.sh vm CASE…              cases of test/vm (test/vm/run --list)
+#   scripts/test.sh spdk [--prefix DIR]   with the SPDK that is in DIR, or that pkg-config finds
 #
 # Every suite ends in one line; the last line of all is "N passed, N failed, N skipped".
 source "$(dirname "$0")/common.sh"
@@ -13,12 +14,14 @@ source "$(dirname "$0")/common.sh"
 long=false
 suites=()
 sim_args=()
+spdk_args=()
 vm_cases=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --long) long=true ;;
         --from | --seeds) sim_args+=("$1" "${2:?$1 needs a number}"); shift ;;
-        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        --prefix) spdk_args+=(--prefix "${2:?--prefix needs a directory}"); shift ;;
+        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) die "unknown option $1 (see --help)" ;;
         *)
             if [ "${suites[*]: -1}" = vm ] && [ -e "$repo/test/vm/cases/$1.sh" ]; then
@@ -46,7 +49,7 @@ suite_lint() {
     cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is not installed"; return 77; }
     cargo clippy --version >/dev/null 2>&1 || { echo "clippy is not installed"; return 77; }
     cargo fmt --all --check &&
-        cargo clippy --workspace --all-targets --all-features --locked --quiet -- -D warnings &&
+        cargo clippy --workspace --all-targets --features rdma --locked --quiet -- -D warnings &&
         RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet &&
         scripts/check_repo.sh
 }
@@ -56,7 +59,7 @@ suite_unit() {
     need_rdma_core
     need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
     need_python spdk
-    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --all-features --locked &&
+    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --features rdma --locked &&
         cargo build --quiet -p rnbd-rpc --example echo_methods --locked &&
         "$cache/venv/bin/python" scripts/test_rnbd_plugin.py target/debug/examples/echo_methods
 }
@@ -99,6 +102,10 @@ suite_vm() {
     test/vm/run "${vm_cases[@]}"
 }
 
+suite_spdk() {
+    test/spdk/run "${spdk_args[@]}"
+}
+
 run_suite() {
     local name=$1 log="$cache/test-$1.log" started=$SECONDS status=0
     say "suite $name …"
@@ -126,7 +133,7 @@ run_suite() {
 }
 
 for suite in "${suites[@]}"; do
-    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz vm)"
+    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz vm spdk)"
 done
 for suite in "${suites[@]}"; do
     run_suite "$suite"

@@ -252,15 +252,40 @@ class Spdk:
             "name": "Nvme0", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1",
             "trsvcid": str(self.port), "subnqn": "nqn.2016-06.io.spdk:cnode1",
         }
-        attach = {"method": "bdev_nvme_attach_controller", "params": params}
-        config = self.work / "bdevperf.json"
-        config.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": [attach]}]}))
-        command = [self.build / "build/examples/bdevperf", "-m", f"[{INITIATOR_CORE}]", "--no-huge", "-s", 2048]
-        command += ["-r", self.work / "bdevperf.sock", "-c", config, "-q", case.depth, "-o", case.block]
-        command += ["-w", case.rw, "-t", seconds, "-l"]
-        log = self.work / "bdevperf.log"
-        check(list(map(str, command)), log)
-        return bdevperf_result(log.read_text())
+        return bdevperf(self, ("bdev_nvme_attach_controller", params), case, seconds)
+
+
+class RnbdInSpdk(Rnbd):
+    """rnbd_tgt over TCP, and bdevperf with rnbd's module loaded."""
+
+    name = "rnbd TCP in SPDK"
+
+    def __init__(self, work, build):
+        super().__init__(work)
+        self.build = pathlib.Path(build)
+
+    def run(self, case, seconds):
+        """One run of bdevperf."""
+        params = {
+            "name": "R", "sessname": "bench", "trtype": "TCP", "traddr": "127.0.0.1",
+            "trsvcid": str(self.port), "devices": [{"device_path": "disk0"}],
+        }
+        module = {"LD_PRELOAD": str(BIN / "libspdk_rnbd.so")}
+        return bdevperf(self, ("bdev_rnbd_attach_controller", params), case, seconds, module)
+
+
+def bdevperf(server, attach, case, seconds, environment=None):
+    """One run of bdevperf on the bdev that `attach` makes."""
+    method, params = attach
+    bdev = {"subsystem": "bdev", "config": [{"method": method, "params": params}]}
+    config = server.work / "bdevperf.json"
+    config.write_text(json.dumps({"subsystems": [bdev]}))
+    command = [server.build / "build/examples/bdevperf", "-m", f"[{INITIATOR_CORE}]", "--no-huge", "-s", 2048]
+    command += ["-r", server.work / "bdevperf.sock", "-c", config, "-q", case.depth, "-o", case.block]
+    command += ["-w", case.rw, "-t", seconds, "-l"]
+    log = server.work / "bdevperf.log"
+    check(list(map(str, command)), log, environment)
+    return bdevperf_result(log.read_text())
 
 
 def bdevperf_result(text):
@@ -275,10 +300,11 @@ def bdevperf_result(text):
     return Result(iops, latency["50.00000"], latency["99.00000"])
 
 
-def check(command, log):
+def check(command, log, environment=None):
     """Runs `command`; shows what it printed if it fails."""
     with open(log, "w") as out:
-        if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT).returncode != 0:
+        env = {**os.environ, **(environment or {})}
+        if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=env).returncode != 0:
             sys.exit(f"{' '.join(command)} failed:\n{pathlib.Path(log).read_text()[-2000:]}")
 
 
@@ -350,7 +376,10 @@ def compare(args):
     """The table of all servers."""
     with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
         work = pathlib.Path(folder)
-        servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
+        if args.bdevperf:
+            servers = [RnbdInSpdk(work, args.spdk)]
+        else:
+            servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
         servers += [Spdk(work, args.spdk)] if args.spdk else []
         return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
 
@@ -371,12 +400,16 @@ def main():
     parser.add_argument("--runs", type=int, default=3, help="runs of each case; the median counts")
     parser.add_argument("--seconds", type=int, default=10, help="length of a run")
     parser.add_argument("--spdk", metavar="DIR", help="a built SPDK tree to measure too")
+    parser.add_argument("--bdevperf", action="store_true",
+                        help="measure rnbd by bdevperf too, and nothing else; needs --spdk with shared libraries")
     parser.add_argument("--instructions", action="store_true", help="count instructions per I/O instead")
     parser.add_argument("--nbd", action="store_true", help="compare the NBD export with nbdkit instead")
     parser.add_argument("--out", help="write the report to this file too")
     args = parser.parse_args()
     if os.cpu_count() < 2:
         sys.exit("two cores are needed: one for the target, one for the initiator")
+    if args.bdevperf and not args.spdk:
+        parser.error("--bdevperf needs --spdk DIR")
     report = f"{machine()}; "
     if args.instructions:
         report += f"callgrind.\n\n{instructions()}\n"

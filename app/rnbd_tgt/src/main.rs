@@ -1,40 +1,22 @@
 //! The RNBD daemon: exports bdevs to clients, attaches devices of other servers as bdevs, or both,
 //! as the RPC calls and the configuration say.
+//!
+//! Built with the feature `spdk` it is an SPDK application: reactors, bdevs, RPC server and command
+//! line are SPDK's, and target and initiator are a module of it.
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, not(feature = "spdk")))]
+mod native;
+
 use std::process::ExitCode;
 
-use clap::Parser;
-use rnbd_framework::Env;
-
-/// Exports block devices over RNBD/RTRS, and attaches those of other servers.
-///
-/// What it does is said by JSON-RPC (see rnbd_rpc) or by a configuration (-c) that
-/// `rnbd_rpc save_config` wrote.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(flatten)]
-    options: rnbd_framework::Options,
-}
-
+#[cfg(not(feature = "spdk"))]
 fn main() -> ExitCode {
-    rnbd_framework::run(Cli::parse().options, async |env: Env| {
-        env.stopped().await;
-        Ok(ExitCode::SUCCESS)
-    })
+    native::run()
 }
 
-#[cfg(test)]
-mod tests {
-    use clap::{Command, CommandFactory};
-
-    use super::*;
-
-    #[test]
-    fn the_documentation_lists_all_options() {
-        let tables = rnbd_docs::option_tables(&Cli::command(), &Command::new("none"));
-        rnbd_docs::assert_generated("docs/options.md", "rnbd_tgt", &tables);
-    }
+#[cfg(feature = "spdk")]
+fn main() -> ExitCode {
+    spdk_rnbd::run("rnbd_tgt", std::env::args_os())
 }

@@ -1,0 +1,253 @@
+"""The programs under test, started and asked by RPC."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+SPDK = os.environ.get("SPDK_BUILT", "")
+RNBD = os.environ.get("RNBD_BUILT", "")
+WITH_SPDK = os.environ.get("RNBD_WITH_SPDK", "")
+MODULE = os.path.join(RNBD, "libspdk_rnbd.so")
+
+# SPDK wants hugepages unless it is told otherwise.
+SPDK_OPTIONS = ["--no-huge", "-s", "1024", "--disable-cpumask-locks"]
+
+# Seconds until something that must happen has happened, also on a machine that is busy.
+PATIENCE = 60
+
+CORES = sorted(os.sched_getaffinity(0))
+
+
+def core_mask(index):
+    """The mask of one of the cores; the last one if there are fewer."""
+    return f"[{CORES[min(index, len(CORES) - 1)]}]"
+
+
+def library_path():
+    known = os.environ.get("LD_LIBRARY_PATH", "")
+    return ":".join(filter(None, [os.path.join(SPDK, "lib"), os.path.join(SPDK, "lib64"), known]))
+
+
+def spdk_environment(*preload):
+    """For a program of SPDK's that gets these libraries, and ours behind them."""
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": library_path(),
+        "LD_PRELOAD": ":".join([*preload, MODULE]),
+    }
+
+
+def bdevperf():
+    for folder in ("bin", "examples"):
+        path = os.path.join(SPDK, folder, "bdevperf")
+        if os.path.exists(path):
+            return path
+    raise unittest.SkipTest(f"no bdevperf in {SPDK}: name a built source tree with --prefix")
+
+
+def wait_for(what, condition, patience=PATIENCE):
+    """What `condition` returns, as soon as that is something."""
+    end = time.monotonic() + patience
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {patience} s")
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RpcError(Exception):
+    def __init__(self, error):
+        super().__init__(f"{error['message']} ({error['code']})")
+        self.code = error["code"]
+        self.message = error["message"]
+
+
+class Program:
+    """A program with an RPC server, in a folder of its own for its socket and its log."""
+
+    def __init__(self, name, command, environment=None):
+        self.name = name
+        self.folder = tempfile.mkdtemp(prefix=f"rnbd-{name}-", dir="/tmp")
+        self.socket = os.path.join(self.folder, "rpc.sock")
+        self.log = os.path.join(self.folder, "log")
+        self.command = [*command, "-r", self.socket]
+        self.environment = environment
+        self.process = None
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env=self.environment)
+        wait_for(f"{self.name} answers", self.answers)
+        return self
+
+    def answers(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.name} ended:\n{self.tail()}")
+        try:
+            return self.call("framework_wait_init")
+        except (OSError, json.JSONDecodeError):
+            return False
+
+    def tail(self):
+        with open(self.log, errors="replace") as log:
+            return "".join(log.readlines()[-40:])
+
+    def call(self, method, **params):
+        request = {"jsonrpc": "2.0", "id": 1, "method": method}
+        if params:
+            request["params"] = params
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(self.socket)
+            connection.sendall(json.dumps(request).encode())
+            text = b""
+            while True:
+                part = connection.recv(65536)
+                text += part
+                try:
+                    answer = json.loads(text)
+                    break
+                except json.JSONDecodeError:
+                    if not part:
+                        raise
+        if "error" in answer:
+            raise RpcError(answer["error"])
+        return answer["result"]
+
+    def bdev(self, name):
+        """The bdev, or nothing."""
+        return next((bdev for bdev in self.call("bdev_get_bdevs") if bdev["name"] == name), None)
+
+    def save_config(self):
+        subsystems = self.call("framework_get_subsystems")
+        return {"subsystems": [
+            {"subsystem": one["subsystem"],
+             "config": self.call("framework_get_config", name=one["subsystem"])}
+            for one in subsystems]}
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """Asks it to end; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not end:\n{self.tail()}") from None
+
+    def remove(self):
+        if self.process and self.process.poll() is None:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def native(*options):
+    """rnbd_tgt without SPDK."""
+    command = [os.path.join(RNBD, "rnbd_tgt"), "-m", core_mask(1), "--disable-cpumask-locks",
+               "--reactor-mode", "adaptive", *options]
+    return Program("native", command)
+
+
+def spdk_tgt(*options, mask=None):
+    """SPDK's own daemon with our module loaded."""
+    command = [os.path.join(SPDK, "bin", "spdk_tgt"), "-m", mask or core_mask(0), *SPDK_OPTIONS,
+               *options]
+    return Program("spdk_tgt", command, spdk_environment())
+
+
+def rnbd_with_spdk(*options, mask=None):
+    """rnbd_tgt with SPDK inside."""
+    command = [os.path.join(WITH_SPDK, "rnbd_tgt"), "-m", mask or core_mask(0), *SPDK_OPTIONS,
+               *options]
+    environment = {**os.environ, "LD_LIBRARY_PATH": library_path()}
+    return Program("rnbd_with_spdk", command, environment)
+
+
+def perf_with_bdevperf(config, *options):
+    """bdevperf on the bdevs of a configuration: a program that ends by itself."""
+    command = [bdevperf(), "-m", core_mask(0), *SPDK_OPTIONS, "-c", config, *options]
+    return Program("bdevperf", command, spdk_environment())
+
+
+class Case(unittest.TestCase):
+    """A test that removes its programs, and shows what they said if it failed."""
+
+    def start(self, program):
+        self.addCleanup(program.remove)
+        return program.start()
+
+    def listen(self, server):
+        """Lets a target listen; its port."""
+        port = free_port()
+        server.call("rtrs_create_transport", trtype="TCP")
+        server.call("rtrs_add_listener", listen_address=address(port))
+        return port
+
+    def export(self, server, device_path, bdev_name, **more):
+        server.call("rnbd_create_export", device_path=device_path, bdev_name=bdev_name,
+                    allow_any_host=True, **more)
+
+    def attach(self, client, port, *devices, **more):
+        return client.call("bdev_rnbd_attach_controller", **attach_params(port, *devices, **more))
+
+    def assert_refused(self, code, call, *arguments, **params):
+        with self.assertRaises(RpcError) as refused:
+            call(*arguments, **params)
+        self.assertEqual(refused.exception.code, code, refused.exception)
+        return refused.exception.message
+
+    def write(self, name, content):
+        """A file with this JSON."""
+        folder = tempfile.mkdtemp(prefix="rnbd-spdk-", dir="/tmp")
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        path = os.path.join(folder, name)
+        with open(path, "w") as file:
+            json.dump(content, file)
+        return path
+
+    def initiator_config(self, port, *devices, **more):
+        """A configuration file that attaches these devices."""
+        call = {"method": "bdev_rnbd_attach_controller",
+                "params": attach_params(port, *devices, **more)}
+        subsystem = {"subsystem": "bdev", "config": [call]}
+        return self.write("config.json", {"subsystems": [subsystem]})
+
+    def run_program(self, program, expected=0):
+        """Lets it run to its end; what it printed."""
+        self.addCleanup(program.remove)
+        with open(program.log, "ab") as log:
+            program.process = subprocess.Popen(
+                program.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                env=program.environment)
+        self.assertEqual(program.process.wait(10 * PATIENCE), expected, program.tail())
+        return program.tail()
+
+
+def address(port):
+    return {"trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": str(port)}
+
+
+def attach_params(port, *devices, **more):
+    return {"name": "R", "sessname": "spdk-test", **address(port),
+            "reconnect_delay_sec": 1,
+            "devices": [{"device_path": device} for device in devices], **more}
