@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim net fuzz)
+[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim net fuzz vm)
 
 cd "$repo"
 export RUST_BACKTRACE=1
