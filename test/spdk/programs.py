@@ -247,7 +247,8 @@ def address(port):
     return {"trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": str(port)}
 
 
-def attach_params(port, *devices, **more):
+def attach_params(port, *devices, access_mode="rw", **more):
     return {"name": "R", "sessname": "spdk-test", **address(port),
             "reconnect_delay_sec": 1,
-            "devices": [{"device_path": device} for device in devices], **more}
+            "devices": [{"device_path": device, "access_mode": access_mode} for device in devices],
+            **more}

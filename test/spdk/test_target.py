@@ -75,7 +75,7 @@ class Targets:
 
     def load(self, port, device):
         """Reads at random until it is ended."""
-        config = self.initiator_config(port, device, sessname="load")
+        config = self.initiator_config(port, device, sessname="load", access_mode="ro")
         command = [os.path.join(RNBD, "rnbd_perf"), "-m", core_mask(1), "--disable-cpumask-locks",
                    "-c", config, "-T", f"R_{device}", "-q", "8", "-o", "4096", "-w", "randread",
                    "-f", "-t", "60"]
