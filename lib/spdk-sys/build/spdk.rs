@@ -195,7 +195,9 @@ impl Installation {
             all.extend(dirs.iter().map(|dir| format!("-Wl,-rpath,{}", &dir[2..])));
             all.push("-Wl,--no-as-needed".into());
             all.push("-Wl,--allow-shlib-undefined".into());
+            // SPDK's libraries do not name all that they use; programs do.
             all.extend(libs);
+            all.extend(system);
             return all;
         }
         all.push("-Wl,--whole-archive".into());

@@ -43,7 +43,7 @@ fn parse(
             count,
             pointers.as_mut_ptr(),
             options,
-            c"".as_ptr(),
+            std::ptr::null(),
             std::ptr::null(),
             None,
             Some(no_usage),
