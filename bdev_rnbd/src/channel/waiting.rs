@@ -126,20 +126,23 @@ impl CoreChannel {
             let Some(mut waiting) = self.waiting.pop_front() else {
                 break;
             };
-            match self.verdict(&waiting, core.now) {
-                Verdict::Stay => self.waiting.push_back(waiting),
-                Verdict::Fail(errno) => {
-                    self.give_up(&waiting.request, waiting.held, errno);
-                    progress = Progress::Busy;
-                }
-                Verdict::Send(device) => {
-                    let Some(path) = self.machine.choose(core.now) else {
-                        self.waiting.push_front(waiting);
-                        break;
-                    };
-                    self.send(&mut waiting.request, path, &device, core);
-                    progress = Progress::Busy;
-                }
+            let verdict = match self.verdict(&waiting, core.now) {
+                Verdict::Send(device) => match self.machine.choose(core.now) {
+                    Some(path) => {
+                        self.send(&mut waiting.request, path, &device, core);
+                        progress = Progress::Busy;
+                        continue;
+                    }
+                    // There is no room; each of those that wait has a time of its own.
+                    None => self.stay(&waiting, core.now),
+                },
+                other => other,
+            };
+            if let Verdict::Fail(errno) = verdict {
+                self.give_up(&waiting.request, waiting.held, errno);
+                progress = Progress::Busy;
+            } else {
+                self.waiting.push_back(waiting);
             }
         }
         progress
@@ -147,15 +150,21 @@ impl CoreChannel {
 
     fn verdict(&self, waiting: &Waiting, now: Nanos) -> Verdict {
         let request = &waiting.request;
-        let stay = || match self.expires_at(waiting) {
-            Some(at) if at <= now => Verdict::Fail(Errno::TIMEDOUT),
-            _ => Verdict::Stay,
-        };
         match self.gate(request.device) {
             Gate::Fail(errno) => Verdict::Fail(errno),
-            Gate::Wait => stay(),
-            Gate::Open(_) if waiting.held.is_some() || self.is_kept_back(request) => stay(),
+            Gate::Wait => self.stay(waiting, now),
+            Gate::Open(_) if waiting.held.is_some() || self.is_kept_back(request) => {
+                self.stay(waiting, now)
+            }
             Gate::Open(device) => Verdict::Send(device),
+        }
+    }
+
+    /// It goes on waiting, unless its time is up.
+    fn stay(&self, waiting: &Waiting, now: Nanos) -> Verdict {
+        match self.expires_at(waiting) {
+            Some(at) if at <= now => Verdict::Fail(Errno::TIMEDOUT),
+            _ => Verdict::Stay,
         }
     }
 

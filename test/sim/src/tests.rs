@@ -40,6 +40,14 @@ fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
     assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
 }
 
+/// With all permits taken, a request that waited to be sent again never failed when its time was up,
+/// and its core never slept.
+#[test]
+fn a_request_that_waits_for_a_permit_fails_when_its_time_is_up() {
+    let played = World::new(&Bench::new(), Scenario::haunted(42)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
 /// The first of some seeds that finds something when writes of lost paths are sent again at once.
 fn finds_without_fence(seeds: RangeInclusive<u64>) -> Option<(u64, Failure)> {
     let bench = Bench::new();
