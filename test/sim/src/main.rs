@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use rnbd_sim::{Bench, Report, Scenario, Shape, run_seed};
+use rnbd_sim::{Bench, Report, Scenario, Shape, World};
 
 /// The seed that is being played.
 static SEED: AtomicU64 = AtomicU64::new(0);
@@ -25,6 +25,9 @@ struct Arguments {
     /// Ten times as much of everything per seed.
     #[arg(long)]
     long: bool,
+    /// Only what makes writes of lost paths land late: several paths, slow disks.
+    #[arg(long, conflicts_with = "long")]
+    haunted: bool,
     /// Show each seed's scenario, what target and initiators log, and the report.
     #[arg(long)]
     verbose: bool,
@@ -32,12 +35,14 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let shape = if arguments.long {
-        Shape::Long
+    let more = if arguments.long {
+        " --long"
+    } else if arguments.haunted {
+        " --haunted"
     } else {
-        Shape::Short
+        ""
     };
-    tell_of_panics(arguments.long);
+    tell_of_panics(more);
     if arguments.verbose {
         log::set_logger(&Printer).expect("there is no other logger");
         log::set_max_level(log::LevelFilter::Debug);
@@ -46,13 +51,13 @@ fn main() -> Result<ExitCode> {
     let mut total = Report::default();
     for seed in arguments.from..arguments.from + arguments.seeds {
         if arguments.verbose {
-            writeln!(stdout(), "{:#?}", Scenario::new(seed, shape))?;
+            writeln!(stdout(), "{:#?}", arguments.scenario(seed))?;
         }
         SEED.store(seed, Ordering::Relaxed);
-        let report = match run_seed(&bench, seed, shape) {
+        let report = match World::new(&bench, arguments.scenario(seed)).run() {
             Ok(report) => report,
             Err(failure) => {
-                tell(seed, arguments.long, &failure.to_string());
+                tell(seed, more, &failure.to_string());
                 return Ok(ExitCode::FAILURE);
             }
         };
@@ -75,6 +80,16 @@ fn main() -> Result<ExitCode> {
         total.time
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Arguments {
+    fn scenario(&self, seed: u64) -> Scenario {
+        match (self.haunted, self.long) {
+            (true, _) => Scenario::haunted(seed),
+            (false, true) => Scenario::new(seed, Shape::Long),
+            (false, false) => Scenario::new(seed, Shape::Short),
+        }
+    }
 }
 
 /// Prints what is logged as it comes.
@@ -100,27 +115,22 @@ impl log::Log for Printer {
 }
 
 /// Says which seed it was when a seed panics: in a release build that is the end.
-fn tell_of_panics(is_long: bool) {
+fn tell_of_panics(more: &'static str) {
     let usual = take_hook();
     set_hook(Box::new(move |info| {
         usual(info);
-        tell(
-            SEED.load(Ordering::Relaxed),
-            is_long,
-            "it panicked, see above",
-        );
+        tell(SEED.load(Ordering::Relaxed), more, "it panicked, see above");
     }));
 }
 
 /// Says what was found, and how to find it again.
-fn tell(seed: u64, is_long: bool, what: &str) {
-    let long = if is_long { " --long" } else { "" };
+fn tell(seed: u64, more: &str, what: &str) {
     let mut stderr = stderr();
     // Nothing can be done if nobody listens.
     let _ = writeln!(stderr, "seed {seed} of commit {} failed: {what}", commit());
     let _ = writeln!(
         stderr,
-        "replay: ./scripts/test.sh{long} sim --from {seed} --seeds 1"
+        "replay: ./scripts/test.sh{more} sim --from {seed} --seeds 1"
     );
 }
 
