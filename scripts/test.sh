@@ -2,9 +2,9 @@
 # Sets up and runs the tests: all suites, or those named.
 #
 #   scripts/test.sh                       everything that CI runs
-#   scripts/test.sh SUITE…                lint, unit, sim, net, fuzz, vm, spdk
+#   scripts/test.sh SUITE…                lint, unit, sim, planted, net, fuzz, faults, vm, spdk
 #   scripts/test.sh --long [SUITE…]       the thorough variant
-#   scripts/test.sh sim --from S --seeds N   replay simulator seeds
+#   scripts/test.sh sim --from S --seeds N   replay simulator seeds (also --long, --haunted)
 #   scripts/test.sh vm CASE…              cases of test/vm (test/vm/run --list)
 #   scripts/test.sh spdk [--prefix DIR]   with the SPDK that is in DIR, or that pkg-config finds
 #
@@ -19,6 +19,7 @@ vm_cases=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --long) long=true ;;
+        --haunted) sim_args+=(--haunted) ;;
         --from | --seeds) sim_args+=("$1" "${2:?$1 needs a number}"); shift ;;
         --prefix) spdk_args+=(--prefix "${2:?--prefix needs a directory}"); shift ;;
         -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
@@ -32,7 +33,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim net fuzz vm)
+[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim planted net fuzz vm)
 
 cd "$repo"
 export RUST_BACKTRACE=1
@@ -69,8 +70,18 @@ suite_sim() {
     cargo test --release -p rnbd-sim --locked || return 1
     local seeds=500
     $long && seeds=10000
-    [ ${#sim_args[@]} -gt 0 ] || sim_args=(--from 1 --seeds "$seeds")
+    if [ ${#sim_args[@]} -eq 0 ]; then
+        sim_args=(--from 1 --seeds "$seeds")
+    elif $long; then
+        sim_args+=(--long)
+    fi
     cargo run --release --quiet -p rnbd-sim --locked -- "${sim_args[@]}"
+}
+
+suite_planted() {
+    need_rust
+    need_packages patch=patch
+    test/sim/planted/run.sh
 }
 
 suite_net() {
@@ -95,6 +106,17 @@ suite_fuzz() {
         cargo fuzz run --fuzz-dir . --sanitizer none "$target" -- \
             -max_total_time="$seconds" -verbosity=0 -print_final_stats=1 || return 1
     done
+}
+
+suite_faults() {
+    need_rust
+    [ "$(id -u)" = 0 ] || { echo "network namespaces need root"; return 77; }
+    need_packages ip=iproute2 tc=iproute2 nft=nftables python3=python3
+    build_release
+    local rounds=1
+    $long && rounds=5
+    echo "=== time without service"
+    python3 test/faults/faults.py table --rounds "$rounds"
 }
 
 suite_vm() {
@@ -133,7 +155,8 @@ run_suite() {
 }
 
 for suite in "${suites[@]}"; do
-    declare -F "suite_$suite" >/dev/null || die "unknown suite $suite (lint unit sim net fuzz vm spdk)"
+    declare -F "suite_$suite" >/dev/null ||
+        die "unknown suite $suite (lint unit sim planted net fuzz faults vm spdk)"
 done
 for suite in "${suites[@]}"; do
     run_suite "$suite"
