@@ -4,8 +4,9 @@ use bdev_rnbd::{Multipath, Options, TimeoutAction, Timeouts};
 use fastrand::Rng;
 use rnbd_base::Nanos;
 use rnbd_fabric::sim::{Device, FaultPlan, PerMillion};
+use rnbd_rtrs::HeartbeatConfig;
 use rnbd_rtrs::clt::Policy;
-use rnbd_rtrs::{HeartbeatConfig, srv};
+use rnbd_rtrs::srv::{self, ExtensionConfig};
 use rnbd_wire::rnbd::AccessMode;
 
 use crate::bench::Bench;
@@ -207,7 +208,7 @@ impl Scenario {
         let faults = pick_faults(&mut rng);
         let (disks, initiators) = hosts(&mut rng, &faults);
         let rtrs = rtrs(&mut rng);
-        Self {
+        let mut scenario = Self {
             seed,
             target_cores: rng.u16(1..=3),
             options: options(&mut rng, rtrs.heartbeat),
@@ -221,7 +222,9 @@ impl Scenario {
             flaw: None,
             load_time: Nanos::from_secs(rng.u64(5..20) * times),
             io_count: io_count(&mut rng) * times,
-        }
+        };
+        scenario.rtrs.extension = extension(&mut rng, scenario.rtrs.heartbeat);
+        scenario
     }
 
     /// One in which a write of a lost path is likely to land late: several paths, a slow disk with
@@ -282,6 +285,15 @@ impl Scenario {
 }
 
 /// Mostly little, so that there is time for many faults; sometimes as much as goes.
+/// Most targets are of this project; the others are as a kernel's.
+fn extension(rng: &mut Rng, heartbeat: HeartbeatConfig) -> Option<ExtensionConfig> {
+    let instance = rng.u64(..);
+    (rng.u8(..4) > 0).then_some(ExtensionConfig {
+        instance,
+        heartbeat,
+    })
+}
+
 fn io_count(rng: &mut Rng) -> u64 {
     if rng.u8(..4) == 0 {
         rng.u64(1_000..4_000)

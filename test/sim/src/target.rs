@@ -16,7 +16,7 @@ use rnbd_proto::target::{
     CoreParts, DeviceSelector, Directory, DirectoryLimits, IgnoreNotifications, NoSearchPath,
     Selector, Services, SessionInfo, ShardStats, TargetConfig, TargetHandle, TargetShard, build,
 };
-use rnbd_rtrs::srv;
+use rnbd_rtrs::srv::{self, ExtensionConfig};
 
 use crate::answer::Answer;
 use crate::disk::CachedDisk;
@@ -35,6 +35,8 @@ pub(crate) struct TargetHost {
     /// The bdev of each disk, and its error bdev if it has one.
     disks: Vec<Disk>,
     running: Option<Running>,
+    /// Processes so far.
+    lives: u64,
 }
 
 #[derive(Debug)]
@@ -67,12 +69,25 @@ impl TargetHost {
                 .collect(),
             registry,
             running: None,
+            lives: 0,
         }
     }
 
     /// The name under which it exports a disk.
     pub(crate) fn export(disk: usize) -> String {
         format!("disk{disk}")
+    }
+
+    /// The options of this life: each names itself anew.
+    fn rtrs(&self) -> srv::Config {
+        let name = |extension: ExtensionConfig| ExtensionConfig {
+            instance: extension.instance.wrapping_add(self.lives),
+            ..extension
+        };
+        srv::Config {
+            extension: self.rtrs.extension.map(name),
+            ..self.rtrs
+        }
     }
 
     /// Starts the process: the same exports and listener each time.
@@ -92,7 +107,8 @@ impl TargetHost {
             wake: Arc::new(NoWake),
         };
         let parts = (0..self.cores).map(part).collect();
-        let config = TargetConfig { rtrs: self.rtrs };
+        self.lives += 1;
+        let config = TargetConfig { rtrs: self.rtrs() };
         let (handle, shards) = build(config, &services, parts).expect("scenarios are valid");
         for path in 0..PATHS_MAX {
             let (_, reply) = Answer::new();
