@@ -27,7 +27,7 @@ fn export<W: World>(rig: &Rig<W>, bdev_name: &str) {
 }
 
 #[test]
-fn a_device_that_grows_is_larger_from_the_next_open_on() {
+fn a_device_that_grows_tells_its_size_at_the_next_open() {
     let mut rig = Rig::sim(Options::default());
     let null = NullOptions {
         name: "Null0".to_owned(),
@@ -46,12 +46,13 @@ fn a_device_that_grows_is_larger_from_the_next_open_on() {
         .unwrap();
     registry.notify_resized("Null0").unwrap();
     client.write(1, 0, &[1; BLOCK], &beyond);
+    rig.expect(&mut client, Ok(()));
+    let further = io(id, Op::Write, 4096, BLOCK).to_bytes();
+    client.write(1, 0, &[1; BLOCK], &further);
     rig.expect(&mut client, Err(Errno::NOSPC));
     let again = rig.open(&mut client, "export", AccessMode::ReadWrite);
     let again = again.unwrap();
     assert_eq!((again.device_id, again.nsectors), (id, 4096));
-    client.write(1, 0, &[1; BLOCK], &beyond);
-    rig.expect(&mut client, Ok(()));
 }
 
 /// A target over TCP that exports a file whose blocks tell their numbers, and a client of it.
