@@ -1,8 +1,10 @@
 //! The paths of a session: what administrators want of them, and what becomes of that.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use rnbd_base::Errno;
-use rnbd_fabric::Fabric;
-use rnbd_rtrs::clt::{PathError, PathIndex, PathState};
+use rnbd_fabric::{Addr, Fabric};
+use rnbd_rtrs::clt::{PathError, PathIndex, PathState, ServerId};
 
 use super::service::Service;
 use super::{Home, uuid_from};
@@ -83,7 +85,7 @@ impl Home {
             return Err((ControlError::new(Errno::EXIST, text), adding));
         }
         let (uuid, seed) = (uuid_from(core), core.random.u64(..));
-        let Ok(index) = self.machine.add_path(uuid, seed) else {
+        let Ok(index) = self.machine.add_path(uuid, server_at(&route.dst), seed) else {
             let text = format!("{} has as many paths as it can have", self.name);
             return Err((ControlError::new(Errno::NOSPC, text), adding));
         };
@@ -267,4 +269,10 @@ impl Home {
 
 pub(super) fn no_path(path: PathIndex) -> ControlError {
     ControlError::new(Errno::NOENT, format!("there is no path {}", path.0))
+}
+
+fn server_at(addr: &Addr) -> ServerId {
+    let mut hasher = DefaultHasher::new();
+    addr.hash(&mut hasher);
+    ServerId(hasher.finish())
 }

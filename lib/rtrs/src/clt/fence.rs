@@ -15,7 +15,7 @@
 use rnbd_base::Nanos;
 use rnbd_wire::extension::{Agreement, PathToken};
 
-use super::messages::{Attempt, PathIndex};
+use super::messages::{Attempt, PathIndex, ServerId};
 use super::params::PathParams;
 
 /// How a lost path came to be known as finished.
@@ -69,6 +69,9 @@ pub(super) struct Fenced {
 #[derive(Debug, Default)]
 pub(super) struct Fences {
     lost: Vec<Lost>,
+    /// The process that accepted last at each server address. It outlives the paths, which may all
+    /// be removed and added again while the process is down.
+    processes: Vec<(ServerId, Option<u64>)>,
     done: Vec<Fenced>,
     pub(super) counters: FenceCounters,
 }
@@ -113,19 +116,24 @@ impl Fences {
         self.on_timer(now);
     }
 
-    /// The server accepted connection 0 of a path, and calls its process `instance`, if it does;
-    /// the path's life before it was with the process `before`.
-    pub(super) fn on_accepted(
-        &mut self,
-        path: PathIndex,
-        before: Option<u64>,
-        instance: Option<u64>,
-    ) {
+    /// The server accepted connection 0 of a path, and calls its process `instance`, if it does.
+    pub(super) fn on_accepted(&mut self, path: PathIndex, server: ServerId, instance: Option<u64>) {
         self.settle(FencedBy::Reconnect, |lost| lost.path == path);
+        let before = self.note_process(server, instance);
         if before.is_some() && before != instance {
             let of_process = |lost: &Lost| lost.instance() == before;
             self.settle(FencedBy::Restart, of_process);
         }
+    }
+
+    /// Returns the process that accepted at that address before.
+    fn note_process(&mut self, server: ServerId, instance: Option<u64>) -> Option<u64> {
+        let known = self.processes.iter_mut().find(|(id, _)| *id == server);
+        if let Some((_, process)) = known {
+            return std::mem::replace(process, instance);
+        }
+        self.processes.push((server, instance));
+        None
     }
 
     /// The server confirmed over a path that another one is finished.
@@ -215,6 +223,8 @@ mod tests {
 
     const A: PathIndex = PathIndex(0);
     const B: PathIndex = PathIndex(1);
+    const HERE: ServerId = ServerId(1);
+    const ELSEWHERE: ServerId = ServerId(2);
 
     fn params(token: u32, instance: u64) -> PathParams {
         let agreement = PathToken::new(token).map(|token| Agreement {
@@ -296,18 +306,29 @@ mod tests {
     #[test]
     fn the_same_path_again_is_a_fence_and_so_is_another_process_in_its_place() {
         let mut fences = lost(&params(7, 1));
-        fences.on_accepted(A, Some(1), Some(1));
+        fences.on_accepted(A, HERE, Some(1));
         assert_eq!(fenced_by(&mut fences), Some(FencedBy::Reconnect));
         let mut fences = lost(&params(7, 1));
-        fences.on_accepted(B, Some(1), Some(1));
+        fences.on_accepted(B, HERE, Some(1));
         assert_eq!(fenced_by(&mut fences), None);
-        fences.on_accepted(B, Some(9), Some(2));
+        fences.on_accepted(B, ELSEWHERE, Some(9));
+        fences.on_accepted(B, ELSEWHERE, Some(2));
         assert_eq!(
             fenced_by(&mut fences),
             None,
-            "B was never with that process"
+            "that process was never at the address"
         );
-        fences.on_accepted(B, Some(1), Some(2));
+        fences.on_accepted(B, HERE, Some(2));
+        assert_eq!(fenced_by(&mut fences), Some(FencedBy::Restart));
+    }
+
+    #[test]
+    fn another_process_is_noticed_by_a_path_that_is_new_to_the_address() {
+        let mut fences = Fences::default();
+        fences.on_accepted(A, HERE, Some(1));
+        fences.on_lost(A, Attempt(1), &params(7, 1), false);
+        fences.on_torn_down(Attempt(1), 3, Nanos::ZERO, Nanos::from_secs(35));
+        fences.on_accepted(B, HERE, Some(2));
         assert_eq!(fenced_by(&mut fences), Some(FencedBy::Restart));
     }
 

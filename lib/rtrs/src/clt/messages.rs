@@ -21,6 +21,11 @@ impl PathIndex {
     }
 }
 
+/// Stands for the address of a server: two paths of a session have the same if they lead to
+/// the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerId(pub u64);
+
 /// One life of a path, from the start of a handshake to the end of its last connection. No two
 /// lives of a session have the same number, whichever path they are of; what is about an older
 /// life than the present one is void.

@@ -48,7 +48,7 @@ pub use config::{ReconnectPolicy, SessionConfig};
 pub use error::{PathError, Violation};
 pub use fence::{FenceCounters, FencedBy};
 pub use lane::{Arrival, BeginError, Ended, Step};
-pub use messages::{Attempt, FromChannel, PathIndex, ToChannel};
+pub use messages::{Attempt, FromChannel, PathIndex, ServerId, ToChannel};
 pub use outputs::{PathInfo, QueueSizes, SessionAction, SessionEvent};
 pub use params::{Chunk, ChunkTable, PathParams};
 pub use path_state::PathState;

@@ -30,7 +30,7 @@ use super::config::SessionConfig;
 use super::context::Context;
 use super::error::PathError;
 use super::lane::Arrival;
-use super::messages::{Attempt, PathIndex, ToChannel};
+use super::messages::{Attempt, PathIndex, ServerId, ToChannel};
 use super::outputs::{SessionAction, SessionEvent};
 use super::params::PathParams;
 use super::path_state::PathState;
@@ -60,6 +60,7 @@ enum Intent {
 pub(super) struct Path {
     pub(super) index: PathIndex,
     uuid: [u8; 16],
+    server: ServerId,
     session_uuid: [u8; 16],
     state: PathState,
     stage: Stage,
@@ -96,6 +97,7 @@ impl Path {
     pub(super) fn new(
         index: PathIndex,
         uuid: [u8; 16],
+        server: ServerId,
         session_uuid: [u8; 16],
         channels: u16,
         seed: u64,
@@ -103,6 +105,7 @@ impl Path {
         Self {
             index,
             uuid,
+            server,
             session_uuid,
             state: PathState::Connecting,
             stage: Stage::Idle,

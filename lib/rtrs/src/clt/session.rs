@@ -11,7 +11,7 @@ use super::context::{Context, Reference};
 use super::error::PathError;
 use super::fence::{FenceCounters, Fences};
 use super::lane::{Arrival, BeginError, Ended, Lane, Step};
-use super::messages::{Attempt, FromChannel, PathIndex, ToChannel};
+use super::messages::{Attempt, FromChannel, PathIndex, ServerId, ToChannel};
 use super::outputs::{Outputs, PathInfo, SessionAction, SessionEvent};
 use super::params::PathParams;
 use super::path::Path;
@@ -70,17 +70,22 @@ impl Session {
 
     // Paths.
 
-    /// Makes a path, identified by a random uuid of the caller's; `seed` makes the reconnect
-    /// jitter. Nothing happens before [`Session::start`].
+    /// Makes a path to a server, identified by a random uuid of the caller's; `seed` makes the
+    /// reconnect jitter. Nothing happens before [`Session::start`].
     ///
     /// # Errors
     /// [`TooManyPaths`] if there are [`Session::PATHS_MAX`].
-    pub fn add_path(&mut self, uuid: [u8; 16], seed: u64) -> Result<PathIndex, TooManyPaths> {
+    pub fn add_path(
+        &mut self,
+        uuid: [u8; 16],
+        server: ServerId,
+        seed: u64,
+    ) -> Result<PathIndex, TooManyPaths> {
         if self.paths.iter().flatten().count() >= Self::PATHS_MAX {
             return Err(TooManyPaths);
         }
         let index = self.free_index();
-        let path = Path::new(index, uuid, self.uuid, self.config.channels, seed);
+        let path = Path::new(index, uuid, server, self.uuid, self.config.channels, seed);
         let count = self.paths.len().max(index.index() + 1);
         self.paths.resize_with(count, || None);
         self.paths[index.index()] = Some(path);

@@ -83,7 +83,7 @@ impl Path {
     /// The server has made a new path of it, so nothing of the life before this one is left there.
     fn on_accepted(&mut self, params: &PathParams, cx: &mut Context<'_>) {
         let instance = params.agreement.map(|agreement| agreement.instance);
-        cx.fences.on_accepted(self.index, self.instance, instance);
+        cx.fences.on_accepted(self.index, self.server, instance);
         self.instance = instance;
     }
 

@@ -10,7 +10,7 @@ use rnbd_wire::{Imm, Name};
 use super::rig::{SESSION_UUID, accept, info_rsp, uuid};
 use crate::clt::{
     Arrival, Attempt, BeginError, Channel, ChannelAction, Direction, Ended, FencedBy, PathError,
-    PathIndex, PathState, Policy, Post, Request, Session, SessionAction, SessionConfig,
+    PathIndex, PathState, Policy, Post, Request, ServerId, Session, SessionAction, SessionConfig,
     SessionEvent, Step, TooManyPaths,
 };
 
@@ -80,7 +80,7 @@ impl Many {
     fn add(&mut self) -> PathIndex {
         let seed = self.requests.len() as u64 + 1;
         let uuid = u128::from(seed).to_le_bytes();
-        let path = self.session.add_path(uuid, seed).unwrap();
+        let path = self.session.add_path(uuid, ServerId(0), seed).unwrap();
         self.session.start(path, self.now);
         self.run();
         path
@@ -219,7 +219,10 @@ fn a_session_has_up_to_128_paths_and_indexes_are_used_again() {
     for index in 0..128 {
         assert_eq!(many.add(), PathIndex(index));
     }
-    assert_eq!(many.session.add_path([9; 16], 9), Err(TooManyPaths));
+    assert_eq!(
+        many.session.add_path([9; 16], ServerId(0), 9),
+        Err(TooManyPaths)
+    );
     let gone = PathIndex(77);
     many.session.disconnect_path(gone, many.now);
     many.run();

@@ -7,7 +7,7 @@ use rnbd_wire::Name;
 use rnbd_wire::rtrs::{ConReq, ConRsp, Descriptor, InfoRsp, PathParameters, RkeyRsp};
 
 use crate::clt::{
-    Arrival, Channel, ChannelAction, Ended, PathError, PathIndex, Post, Request, Session,
+    Arrival, Channel, ChannelAction, Ended, PathError, PathIndex, Post, Request, ServerId, Session,
     SessionAction, SessionConfig, SessionEvent, Step,
 };
 
@@ -84,7 +84,7 @@ impl Rig {
     pub(super) fn new(config: SessionConfig, params: PathParameters) -> Self {
         let name = Name::new("clt1-srv1").unwrap();
         let mut session = Session::new(name, uuid(SESSION_UUID), config);
-        assert_eq!(session.add_path(uuid(PATH_UUID), 1), Ok(PATH));
+        assert_eq!(session.add_path(uuid(PATH_UUID), ServerId(0), 1), Ok(PATH));
         let channels = (0..config.channels)
             .map(|index| Channel::new(index, config))
             .collect();
