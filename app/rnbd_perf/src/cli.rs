@@ -52,7 +52,7 @@ pub(crate) struct Cli {
     pub(crate) every_core: bool,
 
     /// Take the jobs from this file (sections with filename, cpumask, bs, iodepth, rwmixread,
-    /// offset, length, rw); -q, -o, -w, -M and -T go before its `[global]`
+    /// offset, length, rw); -q, -o, -w, -M and -T go before its global section
     #[arg(short = 'j', value_name = "FILE", conflicts_with = "every_core")]
     pub(crate) job_file: Option<PathBuf>,
 
