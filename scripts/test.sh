@@ -60,7 +60,8 @@ suite_unit() {
     need_rdma_core
     need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
     need_python spdk
-    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --features rdma --locked &&
+    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --features rdma --locked \
+        --no-fail-fast &&
         cargo build --quiet -p rnbd-rpc --example echo_methods --locked &&
         "$cache/venv/bin/python" scripts/test_rnbd_plugin.py target/debug/examples/echo_methods
 }
