@@ -21,6 +21,7 @@ run() {
     fio_verified "$device" --rw=randrw --bs=4k --size=1m
     same_name
     cable_up
+    wait_for 10 knows_cable || fail "the target does not take up the new device"
     vanished_client
     fio_verified "$device" --rw=randrw --bs=4k --size=1m
     kernel_unmap "$device"
@@ -55,5 +56,8 @@ vanished_client() {
     said target 'vanishing.*closes' || fail "the log does not say why"
     kernel_unmap "$device" force
 }
+
+# The device is new to the target, too, which looks for such once in a while.
+knows_cable() { rpc target --json rdma_get_devices | grep -q cable1; }
 
 vanished() { ! rpc target --json rtrs_get_sessions | grep -q vanishing; }
