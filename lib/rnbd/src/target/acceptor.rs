@@ -110,7 +110,7 @@ impl<F: Fabric> TargetShard<F> {
 
     fn hand_over(&mut self, conn: ConnId, private_data: PrivateData, route: Route, shard: usize) {
         let Ok(incoming) = self.fabric.detach(conn) else {
-            return self.forget_request(&private_data);
+            return self.withdraw_request(&private_data);
         };
         let handover = Handover {
             incoming,
@@ -124,7 +124,7 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn refuse_handover(&mut self, handover: Handover<F>) {
-        self.forget_request(&handover.private_data);
+        self.withdraw_request(&handover.private_data);
         if let Ok(conn) = self.fabric.adopt(handover.incoming) {
             self.reject(conn, Refusal::Resources);
         }
@@ -156,6 +156,14 @@ impl<F: Fabric> TargetShard<F> {
             }
         }
         self.forget_request(private_data);
+    }
+
+    /// Tells the directory that a routed request never reached the shard that decides. Whether the
+    /// session exists is not known here: it is that shard's.
+    fn withdraw_request(&self, private_data: &PrivateData) {
+        if let Ok(request) = ConReq::decode(private_data.as_bytes()) {
+            self.services.directory.withdrawn(&request.paths_uuid);
+        }
     }
 
     /// Tells the directory that a routed request is decided.

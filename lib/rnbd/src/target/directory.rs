@@ -100,7 +100,7 @@ impl Directory {
     }
 
     /// The shard for a connection request of this session: the one that has it, or the one with
-    /// the fewest sessions. [`Directory::decided`] must follow.
+    /// the fewest sessions. [`Directory::decided`] or [`Directory::withdrawn`] must follow.
     pub(super) fn route(
         &self,
         transport: TransportId,
@@ -135,6 +135,15 @@ impl Directory {
         if let Some(entry) = state.entries.get_mut(paths_uuid) {
             entry.on_their_way = entry.on_their_way.saturating_sub(1);
             entry.live = live;
+        }
+        state.forget_if_over(paths_uuid);
+    }
+
+    /// A routed request came to nothing before it reached the shard of its session.
+    pub(super) fn withdrawn(&self, paths_uuid: &[u8; 16]) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.get_mut(paths_uuid) {
+            entry.on_their_way = entry.on_their_way.saturating_sub(1);
         }
         state.forget_if_over(paths_uuid);
     }
@@ -276,6 +285,22 @@ mod tests {
         assert_eq!(directory.route(tcp, &TWO), Err(Refusal::Sessions));
         directory.ended(&ONE);
         assert!(directory.route(tcp, &TWO).is_ok());
+    }
+
+    /// Another shard would serve the session's next path as a session of its own.
+    #[test]
+    fn a_request_that_never_reaches_its_shard_does_not_end_the_session() {
+        let (directory, tcp) = directory(10);
+        let shard = directory.route(tcp, &ONE).unwrap();
+        directory.decided(&ONE, true);
+        directory.route(tcp, &ONE).unwrap();
+        directory.withdrawn(&ONE);
+        directory.route(tcp, &TWO).unwrap();
+        directory.route(tcp, &[3; 16]).unwrap();
+        assert_eq!(directory.route(tcp, &ONE), Ok(shard));
+        directory.route(tcp, &[4; 16]).unwrap();
+        directory.withdrawn(&[4; 16]);
+        assert!(!directory.lock().entries.contains_key(&[4; 16]));
     }
 
     #[test]
