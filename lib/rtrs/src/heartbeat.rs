@@ -55,6 +55,8 @@ pub struct Heartbeat {
     deadline: Nanos,
     asked_at: Option<Nanos>,
     last_rtt: Option<Nanos>,
+    asked: u64,
+    answered: u64,
 }
 
 impl Heartbeat {
@@ -68,6 +70,8 @@ impl Heartbeat {
             deadline,
             asked_at: None,
             last_rtt: None,
+            asked: 0,
+            answered: 0,
         }
     }
 
@@ -79,6 +83,7 @@ impl Heartbeat {
     /// The answer to our message arrived.
     pub fn on_ack(&mut self, now: Nanos) {
         self.missed = 0;
+        self.answered = self.asked.min(self.answered + 1);
         if let Some(asked_at) = self.asked_at.take() {
             self.last_rtt = Some(now.since(asked_at));
         }
@@ -98,7 +103,26 @@ impl Heartbeat {
             return Beat::Rest;
         }
         self.asked_at = Some(now);
+        self.asked += 1;
         Beat::Send
+    }
+
+    /// The owner sends a heartbeat message out of turn.
+    pub fn ask(&mut self, now: Nanos) {
+        self.asked_at.get_or_insert(now);
+        self.asked += 1;
+    }
+
+    /// Messages sent. They are answered in their order.
+    #[must_use]
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// How many of them were answered.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered
     }
 
     /// When to call [`Heartbeat::on_timer`].
@@ -160,5 +184,19 @@ mod tests {
         assert_eq!(beat.last_rtt(), Some(SECOND));
         beat.on_ack(Nanos::from_secs(9));
         assert_eq!(beat.last_rtt(), Some(SECOND));
+    }
+
+    #[test]
+    fn answers_are_counted_and_nobody_answers_more_than_was_asked() {
+        let mut beat = watch();
+        beat.on_timer(Nanos::from_secs(5));
+        beat.ask(Nanos::from_secs(6));
+        assert_eq!((beat.asked(), beat.answered()), (2, 0));
+        beat.on_ack(Nanos::from_secs(7));
+        assert_eq!(beat.last_rtt(), Some(Nanos::from_secs(2)));
+        assert_eq!(beat.answered(), 1);
+        beat.on_ack(Nanos::from_secs(7));
+        beat.on_ack(Nanos::from_secs(7));
+        assert_eq!(beat.answered(), 2);
     }
 }

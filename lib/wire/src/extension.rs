@@ -5,7 +5,10 @@
 //!  CON_REQ  48 magic u32   52 features offered u16   54 zeros
 //!  CON_RSP  20 magic u32   24 features agreed u16    26 zeros   28 path token u32
 //!           32 instance u64   40 zeros; all of it only if the request had the magic
+//!  INFO_RSP  4 service u32; only on a path where the above was agreed
 //! ```
+
+use std::num::NonZeroU32;
 
 use bitflags::bitflags;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -52,6 +55,34 @@ impl PathToken {
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
+    }
+}
+
+/// Names what a server keeps for a session: one from the first path that is up to the end of the
+/// last, with the devices that were opened in it. Numbers of a process are given in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceId(NonZeroU32);
+
+impl ServiceId {
+    /// `None` for 0, with which nothing is said.
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Self> {
+        match NonZeroU32::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Whether it began after another one of the same process; numbers wrap.
+    #[must_use]
+    pub const fn is_after(self, other: Self) -> bool {
+        self.get().wrapping_sub(other.get()).cast_signed() > 0
     }
 }
 

@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{expect_range, expect_type, prefix};
-use crate::extension::{Agreement, AgreementBytes, Features, OfferBytes};
+use crate::extension::{Agreement, AgreementBytes, Features, OfferBytes, ServiceId};
 use crate::limits::{CONNECTIONS_PER_PATH, MAGIC, VERSION, VERSION_MAJOR};
 use crate::name::NAME_FIELD_BYTES;
 use crate::{DecodeError, Name};
@@ -291,6 +291,7 @@ impl Descriptor {
 /// received bytes; there may be as many as chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InfoRsp<'a> {
+    service: Option<ServiceId>,
     descriptors: &'a [[u8; Descriptor::BYTES]],
 }
 
@@ -299,7 +300,8 @@ pub struct InfoRsp<'a> {
 struct InfoRspBytes {
     kind: U16,
     sg_cnt: U16,
-    reserved: U32,
+    /// Of the extension; zero from a kernel, which never looks at it.
+    service: U32,
 }
 
 impl<'a> InfoRsp<'a> {
@@ -311,16 +313,17 @@ impl<'a> InfoRsp<'a> {
         Self::HEADER_BYTES + Descriptor::BYTES * sg_cnt as usize
     }
 
-    /// Writes an answer with these descriptors to the start of `out`; returns its length.
+    /// Writes an answer with these descriptors to the start of `out`; returns its length. Only a
+    /// client that agreed to the extension is to be told the service.
     ///
     /// # Panics
     /// If `out` is shorter than [`InfoRsp::bytes`] or there are more than 65535 descriptors.
-    pub fn encode(descriptors: &[Descriptor], out: &mut [u8]) -> usize {
+    pub fn encode(descriptors: &[Descriptor], service: Option<ServiceId>, out: &mut [u8]) -> usize {
         let sg_cnt = u16::try_from(descriptors.len()).expect("at most one descriptor a chunk");
         let header = InfoRspBytes {
             kind: INFO_RSP.into(),
             sg_cnt: sg_cnt.into(),
-            reserved: 0.into(),
+            service: service.map_or(0, ServiceId::get).into(),
         };
         let (head, rest) = out.split_at_mut(Self::HEADER_BYTES);
         head.copy_from_slice(header.as_bytes());
@@ -349,7 +352,16 @@ impl<'a> InfoRsp<'a> {
                 needed: Self::bytes(sg_cnt),
                 actual: bytes.len(),
             })?;
-        Ok(Self { descriptors })
+        Ok(Self {
+            service: ServiceId::new(raw.service.get()),
+            descriptors,
+        })
+    }
+
+    /// What the path belongs to; of no meaning on a path without the extension.
+    #[must_use]
+    pub fn service(self) -> Option<ServiceId> {
+        self.service
     }
 
     /// The descriptors, in the order of the chunks.

@@ -3,7 +3,7 @@
 use proptest::array::uniform16;
 use proptest::prelude::*;
 use rnbd_base::Errno;
-use rnbd_wire::extension::{Agreement, Features, PathToken};
+use rnbd_wire::extension::{Agreement, Features, PathToken, ServiceId};
 use rnbd_wire::rnbd::{
     AccessMode, CachePolicy, Close, Io, IoFlags, Op, Open, OpenRsp, SessInfo, SessInfoRsp,
 };
@@ -185,10 +185,15 @@ proptest! {
     }
 
     #[test]
-    fn info_rsp_round_trips(descriptors in proptest::collection::vec(descriptor(), 1..600)) {
+    fn info_rsp_round_trips(
+        descriptors in proptest::collection::vec(descriptor(), 1..600),
+        service: u32,
+    ) {
+        let service = ServiceId::new(service);
         let mut out = vec![0xa5; 8 + 16 * 600];
-        let len = InfoRsp::encode(&descriptors, &mut out);
+        let len = InfoRsp::encode(&descriptors, service, &mut out);
         let decoded = InfoRsp::decode(&out[..len]).unwrap();
+        prop_assert_eq!(decoded.service(), service);
         prop_assert!(decoded.descriptors().eq(descriptors));
         prop_assert!(InfoRsp::decode(&out[..len - 1]).is_err());
     }

@@ -118,7 +118,7 @@ impl Vector {
     fn check_info_rsp(&self) {
         let descriptors = self.descriptors();
         let mut out = [0xa5; 256];
-        let len = InfoRsp::encode(&descriptors, &mut out);
+        let len = InfoRsp::encode(&descriptors, None, &mut out);
         assert_eq!(out[..len], self.bytes, "{}", self.name);
         let decoded = InfoRsp::decode(&self.bytes).expect("an INFO_RSP");
         assert!(decoded.descriptors().eq(descriptors), "{}", self.name);

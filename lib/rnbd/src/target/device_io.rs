@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 
 use rnbd_bdev::{BdevIo, Channel, Desc};
 use rnbd_rtrs::srv::{PathKey, SessionKey};
+use rnbd_wire::extension::ServiceId;
 
 use super::counters::DeviceCounters;
 use crate::srv::{ExportView, Session};
@@ -10,6 +11,8 @@ use crate::srv::{ExportView, Session};
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) key: SessionKey,
+    /// By which a client that knows the extension notices that it is another one.
+    pub(super) id: ServiceId,
     pub(super) sessname: String,
     pub(super) client: std::net::IpAddr,
     pub(super) session: Session,

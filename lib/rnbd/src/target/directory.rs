@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_rtrs::srv::{Refusal, Tokens};
 use rnbd_wire::Name;
+use rnbd_wire::extension::ServiceId;
 
 /// How much a process serves at most, on all transports together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub(super) struct TransportId(usize);
 pub struct Directory {
     state: Arc<Mutex<State>>,
     tokens: Tokens,
+    services: Arc<AtomicU32>,
 }
 
 #[derive(Debug)]
@@ -79,12 +82,23 @@ impl Directory {
         Self {
             state: Arc::new(Mutex::new(state)),
             tokens: Tokens::default(),
+            services: Arc::default(),
         }
     }
 
     /// Where the paths of the process get their tokens.
     pub(super) fn tokens(&self) -> Tokens {
         self.tokens.clone()
+    }
+
+    /// The next service of the process.
+    pub(super) fn new_service(&self) -> ServiceId {
+        loop {
+            let number = self.services.fetch_add(1, Ordering::Relaxed);
+            if let Some(service) = ServiceId::new(number) {
+                return service;
+            }
+        }
     }
 
     /// Replaces the limits; what is there already stays.

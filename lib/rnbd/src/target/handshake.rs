@@ -4,6 +4,7 @@ use rnbd_base::Nanos;
 use rnbd_fabric::{Access, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
 use rnbd_mem::{MemoryError, Pages};
 use rnbd_rtrs::srv::{CloseCause, PathKey, Violation};
+use rnbd_wire::extension::ServiceId;
 use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
 
 use super::acceptor::put;
@@ -47,8 +48,9 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn bring_up(&mut self, con: ConEntry, sessname: &str, now: Nanos) {
-        match self.open_chunks(con) {
-            Ok(()) => self.announce(con.path, sessname),
+        let service = self.service_of(con.path);
+        match self.open_chunks(con, service) {
+            Ok(()) => self.announce(con.path, sessname, service),
             Err(failure) => {
                 failure.log();
                 let cause = CloseCause::Local("the chunks could not be opened to the client");
@@ -61,14 +63,22 @@ impl<F: Fabric> TargetShard<F> {
             .min(self.sessions.next_deadline().unwrap_or(now));
     }
 
-    fn open_chunks(&mut self, con: ConEntry) -> Result<(), Failure> {
+    /// The service that a path which comes up belongs to: that of its session, or a new one.
+    fn service_of(&mut self, key: PathKey) -> ServiceId {
+        let session = self.sessions.path(key).map(|path| path.session());
+        let running = session.and_then(|session| self.client(session));
+        let running = running.map(|service| service.id);
+        running.unwrap_or_else(|| self.services.directory.new_service())
+    }
+
+    fn open_chunks(&mut self, con: ConEntry, service: ServiceId) -> Result<(), Failure> {
         self.make_chunks(con.path)?;
         let descriptors = if self.config.rtrs.new_rkey {
             self.open_chunks_by_window(con)?
         } else {
             self.open_chunks_at_once(con.path)?
         };
-        self.send_info_rsp(con, &descriptors)
+        self.send_info_rsp(con, &descriptors, service)
     }
 
     fn make_chunks(&mut self, key: PathKey) -> Result<(), Failure> {
@@ -138,10 +148,17 @@ impl<F: Fabric> TargetShard<F> {
         })
     }
 
-    fn send_info_rsp(&mut self, con: ConEntry, descriptors: &[Descriptor]) -> Result<(), Failure> {
+    fn send_info_rsp(
+        &mut self,
+        con: ConEntry,
+        descriptors: &[Descriptor],
+        service: ServiceId,
+    ) -> Result<(), Failure> {
+        let path = self.sessions.path(con.path).ok_or(Failure::Gone)?;
+        let service = path.token().map(|_agreed| service);
         let count = u16::try_from(descriptors.len()).map_err(|_| Failure::Gone)?;
         let mut message = vec![0; InfoRsp::bytes(count)];
-        InfoRsp::encode(descriptors, &mut message);
+        InfoRsp::encode(descriptors, service, &mut message);
         let (_, io, fabric) = self.path_parts(con.path).ok_or(Failure::Gone)?;
         let sge = io.info_rsp_sge(&message).ok_or(Failure::Gone)?;
         let own = io.con_mut(con.cid).ok_or(Failure::Gone)?;
@@ -156,7 +173,7 @@ impl<F: Fabric> TargetShard<F> {
         fabric.post(con.conn, &send).map_err(Failure::Post)
     }
 
-    fn announce(&mut self, key: PathKey, sessname: &str) {
+    fn announce(&mut self, key: PathKey, sessname: &str, id: ServiceId) {
         let Some(path) = self.sessions.path(key) else {
             return;
         };
@@ -170,6 +187,7 @@ impl<F: Fabric> TargetShard<F> {
             let max_devices = self.services.exports.options().max_devices_per_session;
             let service = Service {
                 key: session,
+                id,
                 sessname: sessname.to_owned(),
                 client: route.client,
                 session: Session::new(max_devices),

@@ -6,7 +6,7 @@ use rnbd_fabric::{
     Fabric, MemoryKey, PrivateData, QpLimits, RemoteAddr, Sge, WindowKind, WorkRequest, WrOp,
 };
 use rnbd_mem::{Buffer, Memory, Pages, Span};
-use rnbd_wire::extension::{Features, PathToken};
+use rnbd_wire::extension::{Features, PathToken, ServiceId};
 use rnbd_wire::rnbd::{AccessMode, Close, Io, Op, Open, OpenRsp, SessInfo, SessInfoRsp};
 use rnbd_wire::rtrs::{
     ConReq, ConRsp, Descriptor, InfoReq, InfoRsp, PathParameters, ReadFlags, ReadMsg, RkeyRsp,
@@ -33,6 +33,8 @@ pub(crate) struct Client<F: Fabric> {
     pub(crate) connected: usize,
     pub(crate) parameters: Option<PathParameters>,
     pub(crate) chunks: Vec<Descriptor>,
+    /// What the path belongs to, if the server said so.
+    pub(crate) service: Option<ServiceId>,
     pub(crate) answers: Vec<Answer>,
     /// Immediates that are no answers: heartbeats.
     pub(crate) others: Vec<u32>,
@@ -126,6 +128,7 @@ impl<F: Fabric> Client<F> {
             connected: 0,
             parameters: None,
             chunks: Vec::new(),
+            service: None,
             answers: Vec::with_capacity(1024),
             others: Vec::with_capacity(1024),
             answers_heartbeats: true,
@@ -423,7 +426,9 @@ impl<F: Fabric> Client<F> {
         self.part(MESSAGES, bytes).span.read_at(0, &mut message);
         let parameters = self.parameters.unwrap();
         let chunk_bytes = parameters.max_io_size + parameters.max_hdr_size;
-        for descriptor in InfoRsp::decode(&message).unwrap().descriptors() {
+        let info = InfoRsp::decode(&message).unwrap();
+        self.service = info.service();
+        for descriptor in info.descriptors() {
             for at in (0..descriptor.len).step_by(chunk_bytes as usize) {
                 self.chunks.push(Descriptor {
                     addr: descriptor.addr + u64::from(at),

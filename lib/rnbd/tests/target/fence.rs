@@ -228,3 +228,30 @@ fn a_peer_that_falls_silent_is_given_up_within_ten_seconds() {
     rig.run_alone(|rig| rig.chunk_memory() == 0);
     assert!(rig.now.since(alive_at) <= Nanos::from_secs(10));
 }
+
+#[test]
+fn a_path_that_comes_up_says_whether_devices_are_open_as_before() {
+    let mut rig = Rig::sim(options());
+    let (mut first, _) = rig.peer();
+    let mut second = rig.peer_path(3);
+    assert!(first.service.is_some());
+    assert_eq!(second.service, first.service);
+    let mut late = rig.client_on(4, Identity::added(4).peer());
+    rig.connect(&mut late);
+    first.disconnect();
+    second.disconnect();
+    while !rig.services.exports.opens().is_empty() {
+        rig.steps(1, &mut [&mut first, &mut second, &mut late]);
+    }
+    assert_eq!(rig.sessions().len(), 1, "one path has its connections");
+    late.send_info_req();
+    rig.run(&mut late, |late| !late.chunks.is_empty());
+    let (before, after) = (first.service.unwrap(), late.service.unwrap());
+    assert!(after.is_after(before), "{after:?} {before:?}");
+}
+
+#[test]
+fn a_client_without_the_extension_is_not_told_its_service() {
+    let mut rig = Rig::sim(options());
+    assert_eq!(rig.up(Identity::new("clt1", 1)).service, None);
+}

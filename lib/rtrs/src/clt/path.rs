@@ -18,13 +18,18 @@
 //!
 //! Within CONNECTING the connections are made one after another: connection 0, then one of each
 //! channel, then `INFO_REQ` and `INFO_RSP` on connection 0, each step within its own time limit.
+//! While other paths are up the server then has to show that the new one belongs to the same service
+//! as they do (see `session/join.rs`); until then it has heartbeats and nothing else.
 //! An attempt ends only when every connection of it has reported its end, so nothing of an old
 //! incarnation is left when the next one starts.
 
 mod handshake;
 
+use std::sync::Arc;
+
 use rnbd_base::{Errno, Nanos};
 use rnbd_wire::Imm;
+use rnbd_wire::extension::ServiceId;
 
 use super::config::SessionConfig;
 use super::context::Context;
@@ -32,7 +37,7 @@ use super::error::PathError;
 use super::lane::Arrival;
 use super::messages::{Attempt, PathIndex, ServerId, ToChannel};
 use super::outputs::{SessionAction, SessionEvent};
-use super::params::PathParams;
+use super::params::{ChunkTable, PathParams};
 use super::path_state::PathState;
 use super::reconnect::Reconnect;
 use crate::{Beat, Heartbeat};
@@ -46,6 +51,8 @@ enum Stage {
     Connecting(u16),
     /// `INFO_REQ` was sent.
     AwaitingInfo,
+    /// The server counts it as up; whether it is of use is not known yet.
+    Joining,
 }
 
 /// What follows when the last connection of an attempt is gone.
@@ -70,6 +77,13 @@ pub(super) struct Path {
     params: Option<PathParams>,
     /// What the server process called itself that accepted last.
     instance: Option<u64>,
+    /// Where the chunks are, as long as the path is joining.
+    chunks: Option<Arc<ChunkTable>>,
+    /// What it belongs to at the server, if that says so.
+    service: Option<ServiceId>,
+    /// By life of a path that was up while this one joined: the heartbeat whose answer shows that
+    /// the server has both.
+    witnesses: Vec<(Attempt, u64)>,
     heartbeat: Option<Heartbeat>,
     /// Of the handshake's step, or the time of the next attempt.
     deadline: Option<Nanos>,
@@ -114,6 +128,9 @@ impl Path {
             recon_cnt: 0,
             params: None,
             instance: None,
+            chunks: None,
+            service: None,
+            witnesses: Vec::new(),
             heartbeat: None,
             deadline: None,
             open: vec![false; usize::from(channels) + 1],
@@ -149,6 +166,16 @@ impl Path {
     /// What the server process called itself that accepted last.
     pub(super) fn instance(&self) -> Option<u64> {
         self.instance
+    }
+
+    /// The server's service that it belongs to, if that is known: its process, and its number there.
+    pub(super) fn service(&self) -> Option<(u64, ServiceId)> {
+        self.instance.zip(self.service)
+    }
+
+    /// Whether the handshake is done, and something is still to be known of the server.
+    pub(super) fn is_joining(&self) -> bool {
+        self.stage == Stage::Joining
     }
 
     pub(super) fn attempt(&self) -> Attempt {
@@ -228,7 +255,7 @@ impl Path {
     }
 
     fn send_immediate(&self, imm: u32, cx: &mut Context<'_>) {
-        if self.is_up() {
+        if self.is_up() || self.is_joining() {
             let path = self.index;
             cx.out.act(SessionAction::SendImmediate { path, imm });
         }
@@ -251,6 +278,7 @@ impl Path {
         if self.deadline.is_some_and(|at| at <= cx.now) {
             self.deadline = None;
             match self.state {
+                PathState::Connecting if self.is_joining() => self.on_alone(cx),
                 PathState::Connecting => self.fail(PathError::TimedOut, cx),
                 PathState::Reconnecting => self.start(cx),
                 _ => {}
@@ -273,6 +301,7 @@ impl Path {
 
     fn tear_down(&mut self, cx: &mut Context<'_>) {
         self.stage = Stage::Idle;
+        self.chunks = None;
         self.deadline = None;
         self.heartbeat = None;
         self.close_connections(cx);

@@ -1,5 +1,7 @@
 //! A session: its paths, its control requests, and what happens while no path is up.
 
+mod join;
+
 use std::collections::VecDeque;
 
 use rnbd_base::Nanos;
@@ -458,8 +460,18 @@ impl Session {
         })
     }
 
-    /// Gives a path an input, and draws what follows for the session.
+    /// Gives a path an input, and draws what follows for the session and its other paths.
     fn with_path(
+        &mut self,
+        path: PathIndex,
+        now: Nanos,
+        input: impl FnOnce(&mut Path, &mut Context<'_>),
+    ) {
+        self.tell_path(path, now, input);
+        self.run_joins(now);
+    }
+
+    fn tell_path(
         &mut self,
         path: PathIndex,
         now: Nanos,

@@ -2,6 +2,7 @@
 
 mod handshake;
 mod hostile;
+mod joining;
 mod life;
 mod many;
 mod requests;

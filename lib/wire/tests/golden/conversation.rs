@@ -85,9 +85,10 @@ impl Conversation {
             return self.compare("INFO_REQ", &request.to_bytes(), theirs);
         }
         let response = InfoRsp::decode(theirs).expect("an INFO_RSP");
+        assert_eq!(response.service(), None, "a kernel says nothing there");
         self.chunks = response.descriptors().collect();
         let mut ours = vec![0; theirs.len()];
-        assert_eq!(InfoRsp::encode(&self.chunks, &mut ours), theirs.len());
+        assert_eq!(InfoRsp::encode(&self.chunks, None, &mut ours), theirs.len());
         self.compare("INFO_RSP", &ours, theirs);
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rnbd_base::Nanos;
+use rnbd_wire::Imm;
 use rnbd_wire::extension::Features;
 use rnbd_wire::rtrs::{ConReq, InfoRsp};
 
@@ -10,7 +12,7 @@ use crate::Heartbeat;
 use crate::clt::config::SessionConfig;
 use crate::clt::context::{Context, Reference};
 use crate::clt::error::{PathError, Violation};
-use crate::clt::messages::{FromChannel, ToChannel};
+use crate::clt::messages::{Attempt, FromChannel, ToChannel};
 use crate::clt::outputs::{QueueSizes, SessionAction};
 use crate::clt::params::{ChunkTable, PathParams};
 use crate::clt::path_state::PathState;
@@ -170,26 +172,63 @@ impl Path {
             return;
         };
         match ChunkTable::from_info_rsp(message, &params) {
-            Ok(chunks) => self.on_up(&params, Arc::new(chunks), cx),
+            Ok(chunks) => {
+                let said = InfoRsp::decode(message).ok().and_then(InfoRsp::service);
+                self.service = params.agreement.and(said);
+                self.join(&params, chunks, cx);
+            }
             Err(violation) => self.fail(violation.into(), cx),
         }
     }
 
-    fn on_up(&mut self, params: &PathParams, chunks: Arc<ChunkTable>, cx: &mut Context<'_>) {
+    /// The handshake is done. What the first path of a session finds at the server is what its
+    /// devices are opened in; another one has to belong to the same.
+    fn join(&mut self, params: &PathParams, chunks: ChunkTable, cx: &mut Context<'_>) {
         let path = self.index;
-        self.stage = Stage::Idle;
+        self.stage = Stage::Joining;
         self.deadline = None;
+        self.chunks = Some(Arc::new(chunks));
+        self.witnesses.clear();
         let heartbeat = cx.config.heartbeat_of(Some(params));
         self.heartbeat = Some(Heartbeat::start(heartbeat, cx.now));
-        self.reconnect.reset();
-        self.reconnects_ok += u64::from(self.was_up);
-        self.was_up = true;
-        cx.lane.path_up(path, params, &chunks);
         cx.out.act(SessionAction::PostReceives {
             path,
             count: QueueSizes::SERVICE.recv,
             bytes: QueueSizes::SERVICE.recv_bytes(params),
         });
+        if !cx.others_up {
+            self.admit(cx);
+        }
+    }
+
+    /// No other path is up any more. Whoever has to know that is told before this one is used.
+    pub(in crate::clt) fn hurry(&mut self, now: Nanos) {
+        self.deadline.get_or_insert(now + Nanos(1));
+    }
+
+    pub(in crate::clt) fn is_hurried(&self) -> bool {
+        self.deadline.is_some()
+    }
+
+    /// See [`Path::hurry`]; another path may have been faster.
+    pub(in crate::clt) fn on_alone(&mut self, cx: &mut Context<'_>) {
+        if !cx.others_up {
+            self.admit(cx);
+        }
+    }
+
+    /// The server has this path and the others, or only this one: it can be used.
+    pub(in crate::clt) fn admit(&mut self, cx: &mut Context<'_>) {
+        let (Some(params), Some(chunks)) = (self.params, self.chunks.take()) else {
+            return;
+        };
+        let path = self.index;
+        self.stage = Stage::Idle;
+        self.deadline = None;
+        self.reconnect.reset();
+        self.reconnects_ok += u64::from(self.was_up);
+        self.was_up = true;
+        cx.lane.path_up(path, &params, &chunks);
         for channel in 0..cx.config.channels {
             let message = ToChannel::Up {
                 path,
@@ -199,5 +238,45 @@ impl Path {
             cx.out.act(SessionAction::ToChannel { channel, message });
         }
         self.set_state(PathState::Connected, cx);
+    }
+
+    // Another path joins, and this one is up.
+
+    /// The heartbeat whose answer shows that the server had this path after now. It is sent at
+    /// once if none is outstanding, otherwise by [`Path::ask`].
+    pub(in crate::clt) fn next_witness(&self) -> Option<(Attempt, u64)> {
+        let asked = self.heartbeat.as_ref().map(Heartbeat::asked)?;
+        Some((self.attempt, asked + 1))
+    }
+
+    /// Whether that heartbeat was answered.
+    pub(in crate::clt) fn has_answered(&self, nth: u64) -> bool {
+        let heartbeat = self.heartbeat.as_ref();
+        heartbeat.is_some_and(|heartbeat| heartbeat.answered() >= nth)
+    }
+
+    /// Whether that heartbeat was not sent, and now is the time for it: there is never more than
+    /// one beside those of the timer.
+    pub(in crate::clt) fn is_to_ask(&self, nth: u64) -> bool {
+        let heartbeat = self.heartbeat.as_ref();
+        heartbeat.is_some_and(|beat| beat.asked() < nth && beat.answered() == beat.asked())
+    }
+
+    /// Sends a heartbeat.
+    pub(in crate::clt) fn ask(&mut self, cx: &mut Context<'_>) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.ask(cx.now);
+            self.send_immediate(Imm::HEARTBEAT, cx);
+        }
+    }
+
+    /// Its witness in that life of another path, if it has one there.
+    pub(in crate::clt) fn witness_in(&self, attempt: Attempt) -> Option<u64> {
+        let mut all = self.witnesses.iter();
+        all.find(|(of, _)| *of == attempt).map(|(_, nth)| *nth)
+    }
+
+    pub(in crate::clt) fn add_witness(&mut self, witness: (Attempt, u64)) {
+        self.witnesses.push(witness);
     }
 }

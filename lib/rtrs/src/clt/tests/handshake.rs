@@ -181,7 +181,7 @@ fn the_info_response_may_have_a_descriptor_for_each_chunk_of_any_depth() {
             len: 131_072,
         };
         let mut message = vec![0; InfoRsp::bytes(depth)];
-        InfoRsp::encode(&vec![chunk; depth.into()], &mut message);
+        InfoRsp::encode(&vec![chunk; depth.into()], None, &mut message);
         rig.info(&message);
         assert!(rig.session.is_up(), "depth {depth}");
     }

@@ -77,7 +77,7 @@ fn table(descriptors: &[(u64, u32)]) -> Result<ChunkTable, Violation> {
     let descriptor = |&(addr, len)| Descriptor { addr, key: 1, len };
     let descriptors: Vec<_> = descriptors.iter().map(descriptor).collect();
     let mut message = vec![0; InfoRsp::bytes(u16::try_from(descriptors.len()).unwrap())];
-    InfoRsp::encode(&descriptors, &mut message);
+    InfoRsp::encode(&descriptors, None, &mut message);
     ChunkTable::from_info_rsp(&message, &params)
 }
 

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use rnbd_base::{Errno, Nanos};
-use rnbd_wire::extension::{Agreement, Features, PathToken};
+use rnbd_wire::extension::{Agreement, Features, PathToken, ServiceId};
 use rnbd_wire::rtrs::{ConReq, ConRsp, PathParameters};
 use rnbd_wire::{Imm, Name};
 
-use super::rig::{SESSION_UUID, accept, info_rsp, uuid};
+use super::rig::{SESSION_UUID, accept, info_rsp_of, uuid};
 use crate::clt::{
     Arrival, Attempt, BeginError, Channel, ChannelAction, Direction, Ended, FencedBy, PathError,
     PathIndex, PathState, Policy, Post, Request, ServerId, Session, SessionAction, SessionConfig,
     SessionEvent, Step, TooManyPaths,
 };
 
-const A: PathIndex = PathIndex(0);
-const B: PathIndex = PathIndex(1);
+pub(super) const A: PathIndex = PathIndex(0);
+pub(super) const B: PathIndex = PathIndex(1);
 const SECOND: Nanos = Nanos::from_secs(1);
 
 const WRITE: Request = Request {
@@ -27,27 +27,30 @@ const WRITE: Request = Request {
 
 /// A session with one channel, and a server that a test tells what to do: it accepts what it is
 /// not told to reject, and closes what is closed.
-struct Many {
-    now: Nanos,
-    session: Session,
-    channel: Channel,
+pub(super) struct Many {
+    pub(super) now: Nanos,
+    pub(super) session: Session,
+    pub(super) channel: Channel,
     params: PathParameters,
     /// Whether the server has the fence, and how its process calls itself.
-    instance: Option<u64>,
+    pub(super) instance: Option<u64>,
+    /// What it says that paths belong to which come up.
+    pub(super) service: Option<ServiceId>,
     /// Paths that it lets wait.
-    mute: Vec<PathIndex>,
+    pub(super) mute: Vec<PathIndex>,
     rejects: BTreeMap<PathIndex, Errno>,
     next_token: u32,
     /// Of each path's present life.
     tokens: BTreeMap<PathIndex, PathToken>,
     requests: Vec<(PathIndex, ConReq)>,
-    immediates: Vec<(PathIndex, u32)>,
-    events: Vec<SessionEvent>,
+    pub(super) heartbeats: usize,
+    pub(super) immediates: Vec<(PathIndex, u32)>,
+    pub(super) events: Vec<SessionEvent>,
     ended: Vec<(u16, Ended)>,
 }
 
 impl Many {
-    fn new(instance: Option<u64>, config: SessionConfig) -> Self {
+    pub(super) fn new(instance: Option<u64>, config: SessionConfig) -> Self {
         let name = Name::new("clt1-srv1").unwrap();
         Self {
             now: Nanos::ZERO,
@@ -55,11 +58,13 @@ impl Many {
             channel: Channel::new(0, config),
             params: accept(16, false),
             instance,
+            service: None,
             mute: Vec::new(),
             rejects: BTreeMap::new(),
             next_token: 1,
             tokens: BTreeMap::new(),
             requests: Vec::new(),
+            heartbeats: 0,
             immediates: Vec::new(),
             events: Vec::new(),
             ended: Vec::new(),
@@ -67,7 +72,7 @@ impl Many {
     }
 
     /// With paths A and B up.
-    fn two(instance: Option<u64>) -> Self {
+    pub(super) fn two(instance: Option<u64>) -> Self {
         let mut many = Self::new(instance, SessionConfig::default());
         for path in [A, B] {
             assert_eq!(many.add(), path);
@@ -77,7 +82,7 @@ impl Many {
         many
     }
 
-    fn add(&mut self) -> PathIndex {
+    pub(super) fn add(&mut self) -> PathIndex {
         let seed = self.requests.len() as u64 + 1;
         let uuid = u128::from(seed).to_le_bytes();
         let path = self.session.add_path(uuid, ServerId(0), seed).unwrap();
@@ -86,11 +91,11 @@ impl Many {
         path
     }
 
-    fn state(&self, path: PathIndex) -> PathState {
+    pub(super) fn state(&self, path: PathIndex) -> PathState {
         self.session.path(path).unwrap().state
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         loop {
             if let Some(action) = self.session.poll_action() {
                 self.on_session_action(action);
@@ -111,9 +116,13 @@ impl Many {
                 self.on_connect(path);
             }
             SessionAction::SendInfo { path } => {
-                let message = info_rsp(&self.params);
+                let message = info_rsp_of(&self.params, self.service);
                 self.session.handle_info_rsp(path, &message, self.now);
             }
+            SessionAction::SendImmediate {
+                path,
+                imm: Imm::HEARTBEAT,
+            } => self.on_heartbeat(path),
             SessionAction::SendImmediate { path, imm } => self.immediates.push((path, imm)),
             SessionAction::Disconnect { path } if !self.mute.contains(&path) => {
                 self.end_service(path, PathError::Requested);
@@ -122,6 +131,14 @@ impl Many {
                 self.channel.handle_message(&message, self.now);
             }
             _ => {}
+        }
+    }
+
+    pub(super) fn on_heartbeat(&mut self, path: PathIndex) {
+        self.heartbeats += 1;
+        if !self.mute.contains(&path) {
+            let arrival = Arrival::Immediate(Imm::HEARTBEAT_ACK);
+            self.session.handle_arrival(path, arrival, self.now);
         }
     }
 
@@ -181,23 +198,23 @@ impl Many {
     }
 
     /// The server closes a path.
-    fn lose(&mut self, path: PathIndex) {
+    pub(super) fn lose(&mut self, path: PathIndex) {
         self.end_io(path, PathError::PeerClosed);
         self.run();
     }
 
-    fn begin(&mut self, path: PathIndex) -> Result<Post, BeginError> {
+    pub(super) fn begin(&mut self, path: PathIndex) -> Result<Post, BeginError> {
         self.channel.begin(path, &WRITE, self.now)
     }
 
-    fn arrive(&mut self, path: PathIndex, imm: u32) -> Step {
+    pub(super) fn arrive(&mut self, path: PathIndex, imm: u32) -> Step {
         let arrival = Arrival::Immediate(imm);
         let step = self.session.handle_arrival(path, arrival, self.now);
         self.run();
         step
     }
 
-    fn advance(&mut self, span: Nanos) {
+    pub(super) fn advance(&mut self, span: Nanos) {
         self.now += span;
         self.session.handle_timeout(self.now);
         self.channel.handle_timeout(self.now);

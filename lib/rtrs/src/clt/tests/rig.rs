@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use rnbd_base::Nanos;
 use rnbd_wire::Name;
+use rnbd_wire::extension::ServiceId;
 use rnbd_wire::rtrs::{ConReq, ConRsp, Descriptor, InfoRsp, PathParameters, RkeyRsp};
 
 use crate::clt::{
@@ -49,6 +50,11 @@ pub(super) fn accept(queue_depth: u16, new_rkey: bool) -> PathParameters {
 
 /// One descriptor for all chunks, with key 0x00181234.
 pub(super) fn info_rsp(params: &PathParameters) -> Vec<u8> {
+    info_rsp_of(params, None)
+}
+
+/// The same, from a server that says which service the path belongs to.
+pub(super) fn info_rsp_of(params: &PathParameters, service: Option<ServiceId>) -> Vec<u8> {
     let chunk = params.max_io_size + params.max_hdr_size;
     let all = Descriptor {
         addr: CHUNKS_AT,
@@ -56,7 +62,7 @@ pub(super) fn info_rsp(params: &PathParameters) -> Vec<u8> {
         len: chunk * u32::from(params.queue_depth),
     };
     let mut message = vec![0; InfoRsp::bytes(1)];
-    InfoRsp::encode(&[all], &mut message);
+    InfoRsp::encode(&[all], service, &mut message);
     message
 }
 
