@@ -427,6 +427,24 @@ fn detaching_gives_everything_back() {
 }
 
 #[test]
+fn what_is_being_detached_takes_neither_devices_nor_paths() {
+    let mut world = attached(Setup {
+        nets: 2,
+        ..Setup::default()
+    });
+    let user = world.open("r0_disk0", 0);
+    let detached = world.begin(|control, reply| control.detach_controller("r0", true, reply));
+    let mapped = world.call(|control, reply| control.map_device("r0", device("disk1"), reply));
+    assert_eq!(mapped.unwrap_err().errno, Errno::BUSY);
+    assert_eq!(world.add_path(1).unwrap_err().errno, Errno::BUSY);
+    assert!(detached.try_recv().is_err(), "the bdev is in use");
+    drop(user);
+    world.until("the controller is gone", |_| {
+        detached.try_recv().is_ok_and(|result| result.is_ok())
+    });
+}
+
+#[test]
 fn names_that_are_taken_are_refused() {
     let mut world = attached(Setup::default());
     let map = |world: &mut World, params| {

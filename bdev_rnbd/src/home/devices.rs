@@ -112,6 +112,9 @@ impl Home {
         mapped: Mapped,
         core: &mut Core<F>,
     ) {
+        if matches!(self.stage, Stage::Detaching(_) | Stage::Over) {
+            return self.answer_mapping(mapped, Err(self.is_leaving()), core);
+        }
         let name = self.bdev_name(&params);
         match self.start_mapping(&name, &params, core) {
             Ok(index) => {
@@ -128,6 +131,10 @@ impl Home {
             }
             Err(error) => self.answer_mapping(mapped, Err(error), core),
         }
+    }
+
+    pub(super) fn is_leaving(&self) -> ControlError {
+        ControlError::new(Errno::BUSY, format!("{} is being detached", self.name))
     }
 
     fn bdev_name(&self, params: &DeviceParams) -> String {

@@ -7,7 +7,7 @@ use rnbd_fabric::{Addr, Fabric};
 use rnbd_rtrs::clt::{PathError, PathIndex, PathState, ServerId};
 
 use super::service::Service;
-use super::{Home, uuid_from};
+use super::{Home, Stage, uuid_from};
 use crate::control::{ControlError, Reply};
 use crate::message::{Message, Route};
 use crate::notification::NotificationKind;
@@ -110,6 +110,9 @@ impl Home {
         reply: Reply<u16>,
         core: &mut Core<F>,
     ) {
+        if matches!(self.stage, Stage::Detaching(_) | Stage::Over) {
+            return reply(Err(self.is_leaving()));
+        }
         if let Err((error, Some(reply))) = self.add_path(route, Some(reply), core) {
             reply(Err(error));
         }

@@ -31,7 +31,7 @@ pub enum Violation {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum PathError {
     /// The server said no.
-    #[error("the server rejected the connection: {0}")]
+    #[error("the server rejected the connection: {0}{cause}", cause = cause_of(*.0))]
     Rejected(Errno),
     /// Nobody listens at the address.
     #[error("connection refused")]
@@ -92,6 +92,17 @@ pub enum PathError {
     QueueTooShallow(#[from] super::QueueTooShallow),
 }
 
+/// What a server means by the errno of a reject, where that is one thing only (protocol.md 3.5).
+fn cause_of(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NXIO => ", as it does not know the session",
+        Errno::EXIST => ", as the session has a path between these addresses",
+        Errno::BUSY => ", as it has connections or I/O left of the path's earlier life",
+        Errno::NOMEM => ", as a limit is reached or something ran out",
+        _ => "",
+    }
+}
+
 impl PathError {
     /// The errno that a management call reports.
     #[must_use]
@@ -119,5 +130,18 @@ impl PathError {
             self,
             Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reject_says_what_it_means_where_that_is_known() {
+        let text = |errno| PathError::Rejected(errno).to_string();
+        assert!(text(Errno::BUSY).ends_with("left of the path's earlier life"));
+        assert!(text(Errno::NXIO).ends_with(", as it does not know the session"));
+        assert!(text(Errno::CONNRESET).ends_with("(ECONNRESET)"));
     }
 }
