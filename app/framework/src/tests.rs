@@ -175,6 +175,52 @@ fn a_program_is_target_and_initiator_of_itself() {
 }
 
 #[test]
+fn paths_are_detached_by_their_addresses_and_the_controller_with_the_last() {
+    let fixture = Fixture::running();
+    fixture.connect();
+    let listeners = fixture.ask("rtrs_get_listeners");
+    let port = &listeners[0]["listen_address"]["trsvcid"];
+    for host in ["127.0.0.3", "127.0.0.4"] {
+        let path = json!({
+            "name": "c0", "traddr": "127.0.0.1", "trsvcid": port, "hostaddr": host,
+        });
+        fixture.call("bdev_rnbd_add_path", path);
+    }
+    let paths = || {
+        let controllers = fixture.ask("bdev_rnbd_get_controllers");
+        controllers[0]["paths"].as_array().map_or(0, Vec::len)
+    };
+    let detach = |what: Value| {
+        let mut params = json!({"name": "c0"});
+        let all = params.as_object_mut().unwrap();
+        all.extend(what.as_object().unwrap().clone());
+        params
+    };
+    let fail = |what| {
+        let error = fixture.fail("bdev_rnbd_detach_controller", detach(what));
+        error.code
+    };
+    assert_eq!(paths(), 3);
+    assert_eq!(fail(json!({"hostaddr": "127.0.0.9"})), -2);
+    assert_eq!(fail(json!({"traddr": "127.0.0.1", "trsvcid": "1"})), -2);
+    assert_eq!(fail(json!({"traddr": "here"})), -22);
+    assert_eq!(fail(json!({"path": "a@b", "traddr": "127.0.0.1"})), -32602);
+    let one = json!({"traddr": "127.0.0.1", "trsvcid": port, "hostaddr": "127.0.0.3"});
+    fixture.call("bdev_rnbd_detach_controller", detach(one));
+    assert_eq!(paths(), 2);
+    let controllers = fixture.ask("bdev_rnbd_get_controllers");
+    let name = &controllers[0]["paths"][1]["path"];
+    fixture.call(
+        "bdev_rnbd_detach_controller",
+        detach(json!({ "path": name })),
+    );
+    assert_eq!(paths(), 1);
+    let last = json!({"traddr": "127.0.0.1"});
+    fixture.call("bdev_rnbd_detach_controller", detach(last));
+    assert_eq!(fixture.ask("bdev_rnbd_get_controllers"), json!([]));
+}
+
+#[test]
 fn all_that_is_notified_has_a_registered_type() {
     let fixture = Fixture::running();
     let listed: Vec<String> = serde_json::from_value(fixture.ask("notify_get_types")).unwrap();

@@ -252,10 +252,15 @@ async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcR
 #[derive(Deserialize)]
 struct DetachController {
     name: String,
+    #[serde(flatten)]
+    paths: paths::Fitting,
     force: bool,
 }
 
 async fn detach_controller(system: Rc<System>, params: DetachController) -> RpcResult {
+    if paths::detach(&system, &params.name, &params.paths).await? {
+        return Ok(json!(true));
+    }
     done(system, move |initiator, reply| {
         initiator.detach_controller(&params.name, params.force, reply);
     })

@@ -158,6 +158,78 @@ async fn paths(
     Ok(meant.map(|path| path.path_id).collect())
 }
 
+/// What paths have to fit; all do if nothing is said.
+#[derive(Deserialize)]
+pub(super) struct Fitting {
+    path: Option<String>,
+    traddr: Option<String>,
+    trsvcid: Option<String>,
+    hostaddr: Option<String>,
+}
+
+impl Fitting {
+    fn check(&self) -> Result<(), RpcError> {
+        if self.path.is_some() && (self.traddr.is_some() || self.hostaddr.is_some()) {
+            let text = "path names both addresses: it goes without traddr and hostaddr";
+            return Err(RpcError::invalid_params(text));
+        }
+        if self.traddr.is_none() && self.trsvcid.is_some() {
+            return Err(RpcError::invalid_params("trsvcid needs traddr"));
+        }
+        Ok(())
+    }
+
+    fn is_everything(&self) -> bool {
+        self.path.is_none() && self.traddr.is_none() && self.hostaddr.is_none()
+    }
+
+    /// Whether a path has all that was given.
+    fn test(&self) -> Result<impl Fn(&PathReport) -> bool, RpcError> {
+        let port = self.trsvcid.as_deref();
+        let to = self.traddr.as_deref();
+        let to = to.map(|to| literal(to, port.unwrap_or("0"), None));
+        let (to, from) = (to.transpose()?, host(self.hostaddr.as_deref())?);
+        let has_port = port.is_some();
+        Ok(move |path: &PathReport| {
+            let goes = |to: &Addr| {
+                let dst = &path.dst_addr;
+                dst.ip() == to.ip() && (!has_port || dst.port() == to.port())
+            };
+            let comes = |from: &Addr| path.src_addr.as_ref().map(Addr::ip) == Some(from.ip());
+            let name = self.path.as_ref();
+            to.as_ref().is_none_or(goes)
+                && from.as_ref().is_none_or(comes)
+                && name.is_none_or(|name| path.name() == *name)
+        })
+    }
+}
+
+/// Removes the paths of a controller that fit. Returns `false`, and has done nothing, if that is
+/// all of them.
+pub(super) async fn detach(
+    system: &Rc<System>,
+    controller: &str,
+    fitting: &Fitting,
+) -> Result<bool, RpcError> {
+    fitting.check()?;
+    if fitting.is_everything() {
+        return Ok(false);
+    }
+    let initiator = system.initiator.get(system);
+    let going = paths(&*initiator, controller, fitting.test()?).await?;
+    if going.is_empty() {
+        let text = format!("controller {controller} has no such path");
+        return Err(RpcError::errno(Errno::NOENT, text));
+    }
+    if going.len() == paths(&*initiator, controller, |_| true).await?.len() {
+        return Ok(false);
+    }
+    for path in going {
+        ask(|reply| initiator.remove_path(controller, path, reply)).await?;
+    }
+    Ok(true)
+}
+
 #[derive(Deserialize)]
 struct EachPath {
     name: String,
