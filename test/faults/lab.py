@@ -11,6 +11,7 @@ import tempfile
 import time
 
 EXPORT = "disk0"
+NEIGHBOURS_EXPORT = "disk1"
 PORT = "1234"
 IMAGE_BYTES = 64 << 20
 SOON_SECONDS = 60
@@ -132,6 +133,8 @@ class Program:
 class Lab:
     """A target with a device that outlives it, and an initiator with a load that checks itself."""
 
+    SESSION = "faults"
+
     def __init__(self, programs, paths):
         self.programs = programs
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="rnbd-faults-"))
@@ -156,8 +159,11 @@ class Lab:
         for path in self.network.paths:
             address = {"trtype": "TCP", "traddr": f"10.99.{path}.1", "trsvcid": PORT}
             calls.append(("rtrs_add_listener", {"listen_address": address}))
-        calls.append(("rnbd_create_export", {"device_path": EXPORT, "bdev_name": "Image",
-                                             "allow_any_host": True}))
+        calls.append(("bdev_malloc_create", {"name": "Ram", "num_blocks": IMAGE_BYTES // 4096,
+                                             "block_size": 4096}))
+        for device, bdev in ((EXPORT, "Image"), (NEIGHBOURS_EXPORT, "Ram")):
+            calls.append(("rnbd_create_export", {"device_path": device, "bdev_name": bdev,
+                                                 "allow_any_host": True}))
         config = self._write_config("target.json", "bdev", calls)
         command = [*self.network.within("tgt"), self.programs / "rnbd_tgt", "-m", "[0]",
                    "--reactor-mode", "adaptive", "--disable-cpumask-locks", "-c", config]
@@ -168,7 +174,7 @@ class Lab:
         return {"traddr": f"10.99.{path}.1", "trsvcid": PORT, "hostaddr": f"10.99.{path}.2"}
 
     def start_perf(self, seconds):
-        common = {"name": "c", "sessname": "faults", "trtype": "TCP", "reconnect_delay_sec": 1,
+        common = {"name": "c", "sessname": self.SESSION, "trtype": "TCP", "reconnect_delay_sec": 1,
                   "multipath": "multipath", "multipath_opts": {"policy": "round_robin"}}
         options = {"bdev_retry_count": -1, "reconnect_jitter_sec": 0, "io_timeout_ms": 0,
                    "peer_hb_interval_ms": 250, "peer_hb_missed_max": 3}
@@ -184,6 +190,19 @@ class Lab:
         self.perf = Program(command, self.folder, "perf")
         wait_until("the load answers", self.perf.answers)
         wait_until("the load is on", lambda: self.done() > 100)
+
+    def neighbour_dies(self):
+        """Kills a client of another device a second after its I/O has begun."""
+        attach = f"trtype=TCP,traddr=10.99.0.1,trsvcid={PORT},device={NEIGHBOURS_EXPORT}"
+        command = [*self.network.within("ini"), self.programs / "rnbd_perf", "-m", "[1]",
+                   "--reactor-mode", "adaptive", "--disable-cpumask-locks", "--attach", attach,
+                   "-w", "randrw", "-o", "4096", "-q", "16", "-t", "60"]
+        neighbour = Program(command, self.folder, "neighbour")
+        try:
+            wait_until("the neighbour answers", neighbour.answers)
+            time.sleep(1)
+        finally:
+            neighbour.end(signal.SIGKILL)
 
     def done(self):
         """I/Os that have ended well so far."""
