@@ -98,6 +98,7 @@ pub(crate) fn literal(
     trsvcid: &str,
     adrfam: Option<AdrFam>,
 ) -> Result<Addr, RpcError> {
+    check_no_gid(traddr, adrfam)?;
     let ip: IpAddr = traddr
         .parse()
         .map_err(|_| invalid(format!("traddr '{traddr}' is not an IPv4 or IPv6 address")))?;
@@ -111,6 +112,7 @@ pub(crate) fn resolve(
     trsvcid: &str,
     adrfam: Option<AdrFam>,
 ) -> Result<Addr, RpcError> {
+    check_no_gid(traddr, adrfam)?;
     if traddr.parse::<IpAddr>().is_ok() {
         return literal(traddr, trsvcid, adrfam);
     }
@@ -128,6 +130,19 @@ pub(crate) fn resolve(
         .find(|addr| check_family(addr.ip(), adrfam).is_ok())
         .map(Addr::Ip)
         .ok_or_else(|| unknown("it has no address of this family".to_owned()))
+}
+
+/// Addresses of InfiniBand itself, as the kernel writes them (`gid:fe80::1`), are not for this
+/// program.
+fn check_no_gid(traddr: &str, adrfam: Option<AdrFam>) -> Result<(), RpcError> {
+    if adrfam != Some(AdrFam::Ib) && !traddr.starts_with("gid:") {
+        return Ok(());
+    }
+    let text = format!(
+        "traddr '{traddr}' is a GID, which this program cannot use; use an IP address of the device \
+         (on InfiniBand that of its IPoIB interface)"
+    );
+    Err(RpcError::errno(Errno::OPNOTSUPP, text))
 }
 
 fn port(trsvcid: &str) -> Result<u16, RpcError> {
@@ -164,6 +179,20 @@ mod tests {
         assert_eq!(addr("127.0.0.1", Some(AdrFam::Ipv6)), Err(-22));
         assert_eq!(addr("localhost", None), Err(-22));
         assert!(literal("127.0.0.1", "65536", None).is_err());
+    }
+
+    #[test]
+    fn a_gid_is_refused_by_name() {
+        let calls = [
+            literal("gid:fe80::1", "1234", None),
+            literal("fe80::1", "1234", Some(AdrFam::Ib)),
+            resolve("gid:fe80::1", "1234", None),
+        ];
+        for answer in calls {
+            let error = answer.unwrap_err();
+            assert_eq!(error.code, -95);
+            assert!(error.message.contains("GID"), "{error}");
+        }
     }
 
     #[test]
