@@ -211,6 +211,31 @@ impl RdmaOptions {
     }
 }
 
+/// The answer of `rdma_get_devices` for a device of which everything is known.
+#[cfg(test)]
+pub(crate) fn example() -> Option<Value> {
+    let device = DeviceInfo {
+        name: "rxe0".to_owned(),
+        state: DeviceState::Active,
+        users: 1,
+        abilities: Some(rnbd_verbs::Abilities {
+            domain_windows: true,
+            connection_windows: true,
+            exact_windows: false,
+            queue_wrs_max: 1024,
+            cq_entries_max: 32767,
+        }),
+        ports: vec![PortInfo {
+            number: 1,
+            state: "ACTIVE".to_owned(),
+            link_layer: "Ethernet".to_owned(),
+            gids: vec!["0000:0000:0000:0000:0000:ffff:0a09:0001".to_owned()],
+        }],
+        counters: rnbd_verbs::DeviceCounters::default(),
+    };
+    Some(json!([report(&device)]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,6 +67,14 @@ fn connected_program() -> Fixture {
     fixture
 }
 
+/// What a method answers. RDMA devices need not be there to be described, but support for them.
+fn answer(fixture: &Fixture, method: &str) -> Option<Value> {
+    match method {
+        "rdma_get_devices" => crate::rdma::example(),
+        method => Some(fixture.ask(method)),
+    }
+}
+
 #[test]
 fn every_method_that_reports_counters_is_described() {
     let described = described();
@@ -88,8 +96,11 @@ fn what_is_described_is_what_is_reported() {
     let described = described();
     assert!(!described.is_empty());
     for (method, descriptions) in described {
+        let Some(answer) = answer(&fixture, method) else {
+            continue;
+        };
         let mut members = BTreeSet::new();
-        collect_members(&fixture.ask(method), "", &mut members);
+        collect_members(&answer, "", &mut members);
         for member in &members {
             let known = descriptions.iter().any(|text| describes(text, member));
             assert!(known, "{method}: {member} is not described");
