@@ -52,7 +52,9 @@ pub(crate) struct TransportOptions {
     pub(crate) trtype: TrType,
     sess_queue_depth: u16,
     max_chunk_size: u32,
-    always_invalidate: bool,
+    /// `None`: wherever the devices can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    always_invalidate: Option<bool>,
     connections_per_path_max: u16,
 }
 
@@ -150,7 +152,12 @@ impl Target {
             .iter()
             .map(|group| core_parts(&fabric, reactors, group))
             .collect();
-        let (handle, shards) = build(self.config(options), &self.services, parts?)
+        let parts = parts?;
+        let can_invalidate = parts
+            .first()
+            .is_some_and(|part| part.fabric.caps().domain_windows);
+        let config = self.config(options, can_invalidate);
+        let (handle, shards) = build(config, &self.services, parts)
             .map_err(|error| RpcError::errno(Errno::INVAL, error.to_string()))?;
         Ok(Transport {
             options,
@@ -269,12 +276,19 @@ impl Target {
         Ok(groups.iter().filter(serves).collect())
     }
 
-    fn config(&self, transport: TransportOptions) -> TargetConfig {
+    fn config(&self, transport: TransportOptions, can_invalidate: bool) -> TargetConfig {
         let options = self.options.borrow();
+        if transport.always_invalidate.is_none() && !can_invalidate {
+            let name = transport.trtype.name();
+            log::warn!(
+                "{name}: without memory windows that work on every device, clients can write their \
+                 chunks at any time (always_invalidate is off)"
+            );
+        }
         let rtrs = srv::Config {
             queue_depth: transport.sess_queue_depth,
             chunk_bytes: transport.max_chunk_size,
-            new_rkey: transport.always_invalidate,
+            new_rkey: transport.always_invalidate.unwrap_or(can_invalidate),
             cons_per_path: transport.connections_per_path_max,
             extension: Some(ExtensionConfig {
                 instance: self.instance,

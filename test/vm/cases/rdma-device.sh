@@ -28,8 +28,8 @@ run() {
     rpc target rdma_reset_device --name rxe0
     wait_for 5 comes_back /run/job/perf-reset.log
     wait $!
-    [ "$(device_field rxe0 resets_survived)" = 3 ] || fail "not three resets survived"
-    [ "$(device_field rxe1 resets_survived)" = 0 ] || fail "the other device was touched"
+    [ "$(device_field target rxe0 resets_survived)" = 3 ] || fail "not three resets survived"
+    [ "$(device_field target rxe1 resets_survived)" = 0 ] || fail "the other device was touched"
     stop_ours target
 }
 
@@ -58,12 +58,7 @@ add_device() {
     wait_for 5 is_active
 }
 
-is_active() { [ "$(device_field rxe0 state)" = active ]; }
-
-# device_field DEVICE FIELD
-device_field() {
-    rpc target rdma_get_devices | jq -r ".[] | select(.name == \"$1\") | .$2"
-}
+is_active() { [ "$(device_field target rxe0 state)" = active ]; }
 
 windows_config() {
     local file=/run/job/windows.json

@@ -71,6 +71,11 @@ add_listener() {
     rpc "$1" rtrs_add_listener --trtype RDMA --traddr "${2%:*}" --trsvcid "${port:-1234}"
 }
 
+# device_field NAME DEVICE FIELD: what that program says of an RDMA device.
+device_field() {
+    rpc "$1" rdma_get_devices | jq -r ".[] | select(.name == \"$2\") | .$3"
+}
+
 # memory_checksum NAME BDEV: of a bdev that only its program can read.
 memory_checksum() {
     local uri

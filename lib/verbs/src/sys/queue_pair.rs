@@ -200,6 +200,14 @@ impl QpAttr {
         self
     }
 
+    /// Attributes for a queue pair that is to do nothing any more.
+    fn stop() -> Self {
+        let mut to = Self::blank(QpState::Init);
+        to.attr.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        to.mask = ibv_qp_attr_mask::IBV_QP_STATE.0.cast_signed();
+        to
+    }
+
     /// Attributes for a queue pair that is its own peer, through `port`.
     pub(crate) fn to_itself(state: QpState, qp: &Qp, port: &Port) -> Self {
         let mut to = Self::blank(state);
@@ -258,6 +266,10 @@ impl Drop for Qp {
         if code != 0 {
             let errno = Errno::from_raw_os_error(code);
             log::error!("verbs: letting a queue pair go: {errno}");
+            // It stays, but takes and sends nothing any more, as far as the device obeys.
+            if let Err(errno) = self.modify(QpAttr::stop()) {
+                log::error!("verbs: stopping that queue pair: {errno}");
+            }
         }
     }
 }

@@ -13,7 +13,9 @@ use crate::target::Transport;
 
 pub(super) fn transport(transport: &Transport) -> Value {
     let mut json = json!(transport.options);
-    json["max_io_size"] = json!(transport.handle.config().rtrs.max_io_bytes());
+    let config = transport.handle.config();
+    json["always_invalidate"] = json!(config.rtrs.new_rkey);
+    json["max_io_size"] = json!(config.rtrs.max_io_bytes());
     json
 }
 
