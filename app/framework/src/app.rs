@@ -89,6 +89,7 @@ impl App {
     where
         F: AsyncFnOnce(Env) -> anyhow::Result<ExitCode>,
     {
+        rdma::prepare_process();
         let options = self.options;
         let control = ControlLoop::new().context("cannot start the control thread")?;
         let handle = control.handle();

@@ -122,6 +122,11 @@ impl Rdma {
     }
 }
 
+/// To be called before the first thread starts.
+pub(crate) fn prepare_process() {
+    VerbsHost::prepare_process();
+}
+
 /// Has watchers told of devices, and paths reconnected at once that may have become possible.
 pub(crate) fn listen(system: &Rc<System>) {
     system.notifications.register_type(DEVICE_STATE);

@@ -30,6 +30,8 @@ impl Rdma {
     }
 }
 
+pub(crate) fn prepare_process() {}
+
 pub(crate) fn listen(_system: &Rc<System>) {}
 
 /// Nothing can be said of devices.

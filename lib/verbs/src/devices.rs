@@ -79,6 +79,15 @@ impl Devices {
         Some(adapter.device.key())
     }
 
+    /// Takes note of what the device's windows can do.
+    pub(crate) fn set_windows(&mut self, instance: &Arc<Instance>, windows: WindowSupport) {
+        for (_, adapter) in self.table.iter_mut() {
+            if Arc::ptr_eq(adapter.device.instance(), instance) {
+                adapter.windows = windows;
+            }
+        }
+    }
+
     /// Which life of a device this is.
     pub(crate) fn instance(&self, key: DeviceKey) -> Option<Arc<Instance>> {
         let adapter = self.get(self.find(key)?)?;

@@ -303,17 +303,17 @@ impl VerbsFabric {
         let Connection {
             state, link, cm, ..
         } = connection;
-        let was_connected = matches!(state, State::Accepted | State::Up);
+        // Where the device is gone, so is the way to the peer.
+        let may_tell = matches!(state, State::Accepted | State::Up) && reason != REMOVED;
         // Where this fails the connection manager is past it already.
-        let told = was_connected && cm.disconnect().is_ok();
+        let told = may_tell && cm.disconnect().is_ok();
         let mut scraps = self.keys.take_scraps();
         if let Some(link) = link {
             let (cq, sizes) = (Arc::clone(link.qp.cq()), link.qp.sizes());
             self.devices.release(link.device, &cq, sizes);
             scraps.push(Scrap::Qp(link.qp));
         }
-        let is_over = matches!(reason, CloseReason::PeerClosed) || reason == REMOVED;
-        if told && !is_over {
+        if told && reason != CloseReason::PeerClosed {
             self.say_goodbye(cm);
         } else {
             scraps.push(Scrap::Cm(cm));

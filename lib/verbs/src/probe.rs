@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use crate::keys::next_rkey;
 use crate::sys::{
-    Chain, ChainScratch, CompChannel, Cq, Device, Mr, MrAccess, Mw, MwType, Pd, Qp, QpAttr,
-    QpSizes, QpState, RemoteOp, WcBatch, WcStatus,
+    Chain, ChainScratch, CompChannel, Cq, Device, DeviceLimits, Mr, MrAccess, Mw, MwType, Pd, Qp,
+    QpAttr, QpSizes, QpState, RemoteOp, WcBatch, WcStatus,
 };
 
 /// How windows for a whole domain are bound.
@@ -39,15 +39,29 @@ impl WindowSupport {
         connection: false,
         exact: false,
     };
+
+    /// What a device says of itself, in the most careful reading, for as long as it could not be
+    /// tried out.
+    pub(crate) fn claimed(limits: DeviceLimits) -> Self {
+        Self {
+            domain: limits.has_windows.then_some(BindStyle::ByVerb),
+            connection: limits.has_windows && limits.has_type_2_windows,
+            exact: false,
+        }
+    }
 }
 
 /// Binds and closes windows of each kind on a queue pair that is its own peer. Takes
 /// milliseconds.
-pub(crate) fn windows(device: &Arc<Device>) -> WindowSupport {
+///
+/// # Errors
+/// Nothing can be tried now: `ENETDOWN` if no port is up.
+pub(crate) fn windows(device: &Arc<Device>) -> Result<WindowSupport, Errno> {
     let limits = device.limits();
     if !limits.has_windows {
-        return WindowSupport::NONE;
+        return Ok(WindowSupport::NONE);
     }
+    drop(Bench::new(device)?);
     let styles = [BindStyle::Chained, BindStyle::ByVerb];
     let works = |style: &BindStyle| attempt(device, |bench| bench.try_domain_window(*style));
     let domain = styles.into_iter().find(works);
@@ -56,11 +70,11 @@ pub(crate) fn windows(device: &Arc<Device>) -> WindowSupport {
         Some(style) => (MwType::Type1, style),
         None => (MwType::Type2, BindStyle::Chained),
     };
-    WindowSupport {
+    Ok(WindowSupport {
         domain,
         connection,
         exact: attempt(device, |bench| bench.try_beside_window(kind, style)),
-    }
+    })
 }
 
 /// Each attempt gets a queue pair of its own, because one that fails stops its queue pair.

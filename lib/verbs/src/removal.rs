@@ -19,6 +19,7 @@ impl VerbsFabric {
             match told {
                 Told::Released(conn, reason) => self.on_released(conn, reason),
                 Told::Opened(device, windows) => self.devices.add((device, windows)),
+                Told::Tried(instance, windows) => self.devices.set_windows(&instance, windows),
                 Told::Doomed(instance) => self.on_doomed(&instance),
             }
         }

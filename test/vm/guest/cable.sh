@@ -5,8 +5,25 @@
 # what they exchange can be captured, delayed and cut, while a device that talks to itself, as rxe0
 # and rxe1 do, never touches its network interface.
 cable_up() {
-    local number
     ip link add wire0 type veth peer name wire1
+    cable_devices
+}
+
+# The same with a switch in the middle: while its port plug1 is down, cable1 has no link, and cable0
+# has one and nobody at the other end.
+switched_cable_up() {
+    local number
+    ip link add switch type bridge
+    ip link set switch up
+    for number in 0 1; do
+        ip link add "wire$number" type veth peer name "plug$number"
+        ip link set "plug$number" master switch up
+    done
+    cable_devices
+}
+
+cable_devices() {
+    local number
     for number in 0 1; do
         ip address add "10.9.2.$((number + 1))/24" dev "wire$number"
         sysctl -qw "net.ipv4.conf.wire$number.accept_local=1" "net.ipv4.conf.wire$number.rp_filter=0"

@@ -19,6 +19,8 @@ pub(crate) enum Told {
     Released(ConnId, CloseReason),
     /// A device can be used; it was opened for this fabric.
     Opened(Arc<Device>, WindowSupport),
+    /// What the windows of a device can do, which could not be tried out when it was opened.
+    Tried(Arc<Instance>, WindowSupport),
     /// A device must not be used any more.
     Doomed(Arc<Instance>),
 }

@@ -28,6 +28,7 @@ use self::watch::Watch;
 pub(crate) use self::watch::{Opened, Report};
 use crate::config::VerbsConfig;
 use crate::fabric::VerbsFabric;
+use crate::sys::keep_devices_together;
 
 /// Something that happened to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,12 @@ pub struct Abilities {
 }
 
 impl VerbsHost {
+    /// To be called before the first thread starts in a process that will have a host: else old
+    /// versions of librdmacm may lose devices when others come or go.
+    pub fn prepare_process() {
+        keep_devices_together();
+    }
+
     /// Starts the two threads. They end when this and all its fabrics are gone. `notify` is called
     /// on one of them.
     ///
@@ -103,6 +110,7 @@ impl VerbsHost {
             what: "starting a thread for RDMA devices",
             errno,
         };
+        keep_devices_together();
         let (reports, queue) = channel();
         let shared = Arc::new(Shared {
             config,

@@ -46,6 +46,12 @@ pub(crate) fn exists(name: &str) -> bool {
     Path::new(DEVICES).join(name).exists()
 }
 
+/// Whether a port of the device is up.
+pub(crate) fn has_active_port(name: &str) -> bool {
+    let folder = Path::new(DEVICES).join(name).join("ports");
+    entries(&folder).any(|port| text(&port.join("state")).is_some_and(|it| it.ends_with("ACTIVE")))
+}
+
 /// The ports of a device, in order.
 pub(crate) fn ports(name: &str) -> Vec<PortInfo> {
     let folder = Path::new(DEVICES).join(name).join("ports");

@@ -12,7 +12,7 @@ use super::record::{DeviceState, Loss, Record};
 use super::sysfs::{self, Seen};
 use super::{HostNews, Shared};
 use crate::probe::{self, WindowSupport};
-use crate::sys::{self, Device};
+use crate::sys::{Device, LibraryContext};
 
 /// What a fabric reports.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Watch {
     pub(crate) records: Vec<Record>,
     members: Vec<Member>,
     news: Vec<HostNews>,
+    /// What librdmacm had open when it was last asked, and which devices there were then.
+    library: (Vec<LibraryContext>, Vec<Seen>),
 }
 
 /// A fabric.
@@ -178,7 +180,9 @@ impl Watch {
         self.members
             .retain(|member| member.inbox.strong_count() > 0);
         self.hand_out();
-        self.urge();
+        self.try_out();
+        self.note_library(&seen);
+        self.urge(&seen);
     }
 
     fn find_vanished(&mut self, seen: &[Seen]) {
@@ -234,9 +238,39 @@ impl Watch {
         }
     }
 
+    /// Tries out devices that could not be tried out when they were opened.
+    fn try_out(&mut self) {
+        let is_untried = |record: &&mut Record| {
+            record.state == DeviceState::Active
+                && record.abilities.is_none()
+                && record.instance.users() > 0
+                && sysfs::has_active_port(record.instance.name())
+        };
+        for record in self.records.iter_mut().filter(is_untried) {
+            let Ok((_, windows)) = open(record) else {
+                continue;
+            };
+            if record.abilities.is_some() {
+                let members = self.members.iter();
+                members.for_each(|member| member.tell_windows(&record.instance, windows));
+            }
+        }
+    }
+
+    /// Asks librdmacm what it has open when there are other devices. Not before they could be
+    /// opened here: a device that it cannot open it never tries again.
+    fn note_library(&mut self, seen: &[Seen]) {
+        let is_open =
+            |record: &Record| record.state != DeviceState::Active || record.instance.users() > 0;
+        let is_new = !seen.is_empty() && self.library.1 != seen;
+        if is_new && self.records.iter().all(is_open) {
+            self.library = (LibraryContext::all(), seen.to_vec());
+        }
+    }
+
     /// Has librdmacm let go of devices that the kernel cannot finish with, and complains of others
     /// that do not.
-    fn urge(&mut self) {
+    fn urge(&mut self, seen: &[Seen]) {
         let now = Instant::now();
         let mut is_waiting = false;
         for record in &mut self.records {
@@ -247,8 +281,13 @@ impl Watch {
                 log::error!("verbs: {name} is gone and still open {users} times");
             }
         }
-        if is_waiting {
-            sys::forget_gone_devices();
+        if !is_waiting {
+            return;
+        }
+        drop(LibraryContext::all());
+        if seen.is_empty() {
+            let contexts = std::mem::take(&mut self.library).0;
+            contexts.into_iter().for_each(LibraryContext::abandon);
         }
     }
 }
@@ -261,6 +300,13 @@ impl Member {
             && let Some(inbox) = self.inbox.upgrade()
         {
             inbox.send(Told::Doomed(Arc::clone(instance)));
+        }
+    }
+
+    fn tell_windows(&self, instance: &Arc<Instance>, windows: WindowSupport) {
+        let has_it = self.has.iter().any(|other| Arc::ptr_eq(other, instance));
+        if let Some(inbox) = self.inbox.upgrade().filter(|_| has_it) {
+            inbox.send(Told::Tried(Arc::clone(instance), windows));
         }
     }
 
@@ -285,10 +331,16 @@ fn open(record: &mut Record) -> Result<Opened, Errno> {
     let device = Device::open(User::new(&record.instance)).inspect_err(|errno| {
         log::debug!("verbs: device {name} cannot be opened: {errno}");
     })?;
-    let (windows, _) = *record.abilities.get_or_insert_with(|| {
-        let windows = probe::windows(&device);
-        log::info!("verbs: device {name} with {windows:?}");
-        (windows, device.limits())
-    });
+    if record.abilities.is_none() {
+        match probe::windows(&device) {
+            Ok(windows) => {
+                log::info!("verbs: device {name} with {windows:?}");
+                record.abilities = Some((windows, device.limits()));
+            }
+            Err(errno) => log::debug!("verbs: device {name} cannot be tried out yet: {errno}"),
+        }
+    }
+    let claimed = WindowSupport::claimed(device.limits());
+    let windows = record.abilities.map_or(claimed, |(windows, _)| windows);
     Ok((device, windows))
 }

@@ -9,6 +9,7 @@ mod channel;
 mod cm;
 mod completion;
 mod device;
+mod library;
 mod memory;
 mod queue_pair;
 
@@ -17,6 +18,7 @@ pub(crate) use channel::{CmChannel, CmEvent, CmEventKind};
 pub(crate) use cm::{CmId, DeviceKey};
 pub(crate) use completion::{CompChannel, Cq, WcBatch, WcKind, WcStatus, WorkCompletion};
 pub(crate) use device::{AsyncEvent, Device, DeviceLimits, Port};
+pub(crate) use library::LibraryContext;
 pub(crate) use memory::{Mr, MrAccess, Mw, MwType, Pd};
 pub(crate) use queue_pair::{Qp, QpAttr, QpSizes, QpState};
 
@@ -54,14 +56,20 @@ fn check_pointer<T>(pointer: *mut T) -> Result<NonNull<T>, Errno> {
     NonNull::new(pointer).ok_or_else(last_errno)
 }
 
-/// Has librdmacm let go of devices that are gone, which it otherwise does when it next meets an
-/// unknown one: until then the kernel's removal of the device may have to wait.
-pub(crate) fn forget_gone_devices() {
-    // SAFETY: a null pointer says that the number is not wanted.
-    let list = unsafe { rdma_sys::rdma_get_devices(std::ptr::null_mut()) };
-    if !list.is_null() {
-        // SAFETY: the list was got above.
-        unsafe { rdma_sys::rdma_free_devices(list) };
+/// Keeps librdmacm's list of devices in order, for which it has to be called before threads start.
+///
+/// Before version 52 it sorts the list by the lower 32 bits of distances between addresses. Where
+/// threads have heaps of their own, devices that different threads found lie further apart, the
+/// order is wrong, and when devices come or go it loses others: they cannot be used any more, or it
+/// waits for itself for ever. With one heap for all threads they lie close together. What is
+/// allocated per I/O does not come from there.
+pub(crate) fn keep_devices_together() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no obligation.
+    let is_set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 1;
+    #[cfg(target_env = "gnu")]
+    if !is_set {
+        log::warn!("verbs: threads cannot share one heap, so librdmacm may lose devices");
     }
 }
 
