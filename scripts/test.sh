@@ -4,7 +4,8 @@
 #   scripts/test.sh                       everything that CI runs
 #   scripts/test.sh SUITE…                lint, unit, sim, planted, net, fuzz, faults, vm, spdk
 #   scripts/test.sh --long [SUITE…]       the thorough variant
-#   scripts/test.sh sim --from S --seeds N   replay simulator seeds (also --long, --haunted)
+#   scripts/test.sh sim --from S --seeds N   replay simulator seeds (also --long, --haunted,
+#                                         --lingering)
 #   scripts/test.sh vm CASE…              cases of test/vm (test/vm/run --list)
 #   scripts/test.sh spdk [--prefix DIR]   with the SPDK that is in DIR, or that pkg-config finds
 #
@@ -19,10 +20,10 @@ vm_cases=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --long) long=true ;;
-        --haunted) sim_args+=(--haunted) ;;
+        --haunted | --lingering) sim_args+=("$1") ;;
         --from | --seeds) sim_args+=("$1" "${2:?$1 needs a number}"); shift ;;
         --prefix) spdk_args+=(--prefix "${2:?--prefix needs a directory}"); shift ;;
-        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) die "unknown option $1 (see --help)" ;;
         *)
             if [ "${suites[*]: -1}" = vm ] && [ -e "$repo/test/vm/cases/$1.sh" ]; then
@@ -68,15 +69,21 @@ suite_unit() {
 
 suite_sim() {
     need_rust
-    cargo test --release -p rnbd-sim --locked || return 1
-    local seeds=500
-    $long && seeds=10000
-    if [ ${#sim_args[@]} -eq 0 ]; then
-        sim_args=(--from 1 --seeds "$seeds")
-    elif $long; then
-        sim_args+=(--long)
+    if [ ${#sim_args[@]} -gt 0 ]; then
+        ! $long || sim_args+=(--long)
+        play_seeds "${sim_args[@]}"
+        return
     fi
-    cargo run --release --quiet -p rnbd-sim --locked -- "${sim_args[@]}"
+    cargo test --release -p rnbd-sim --locked || return 1
+    local ordinary=500 haunted=100
+    ! $long || { ordinary=10000; haunted=1000; }
+    play_seeds --from 1 --seeds "$ordinary" &&
+        play_seeds --haunted --from 1 --seeds "$haunted" &&
+        play_seeds --lingering --from 1 --seeds "$haunted"
+}
+
+play_seeds() {
+    cargo run --release --quiet -p rnbd-sim --locked -- "$@"
 }
 
 suite_planted() {

@@ -2,7 +2,7 @@
 //! with the power, and it can grow.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
@@ -23,6 +23,10 @@ pub(crate) struct CachedDisk {
     num_blocks_max: u64,
     /// About how long an I/O takes.
     lag: Nanos,
+    /// How many times that the slowest takes.
+    slowest: u64,
+    /// I/Os that are to be cut short.
+    short: Arc<AtomicU32>,
     media: Arc<Mutex<Media>>,
 }
 
@@ -36,6 +40,8 @@ impl CachedDisk {
             num_blocks: AtomicU64::new(spec.first_blocks),
             num_blocks_max: spec.num_blocks,
             lag: Nanos(1_000 * spec.delay_us.unwrap_or(0)),
+            slowest: spec.slowest.into(),
+            short: Arc::default(),
             media: Arc::new(Mutex::new(Media::new(nth, spec, memory))),
         }
     }
@@ -43,6 +49,11 @@ impl CachedDisk {
     /// Each block that was not flushed may be as it was when it last was.
     pub(crate) fn lose_power(&self) {
         lock(&self.media).lose_power();
+    }
+
+    /// The next `num` reads and writes of several blocks fail after the first half of them.
+    pub(crate) fn cut_short(&self, num: u32) {
+        self.short.store(num, Ordering::Relaxed);
     }
 
     /// Takes some of the blocks that there are for it; `false` if it has them all.
@@ -89,6 +100,8 @@ impl Bdev for CachedDisk {
         Ok(Box::new(CachedChannel {
             media: Arc::clone(&self.media),
             lag: self.lag,
+            slowest: self.slowest,
+            short: Arc::clone(&self.short),
             queued: Vec::new(),
         }))
     }
@@ -158,6 +171,8 @@ fn lock(media: &Mutex<Media>) -> MutexGuard<'_, Media> {
 struct CachedChannel {
     media: Arc<Mutex<Media>>,
     lag: Nanos,
+    slowest: u64,
+    short: Arc<AtomicU32>,
     queued: Vec<(Nanos, BdevIo)>,
 }
 
@@ -165,8 +180,38 @@ impl CachedChannel {
     /// Mostly about the lag, sometimes much more.
     fn draw_lag(&self) -> Nanos {
         let rng = &mut lock(&self.media).rng;
-        let times = if rng.u8(..50) == 0 { 20 } else { 2 };
+        let times = if rng.u8(..50) == 0 { self.slowest } else { 2 };
         Nanos(rng.u64(0..=times * self.lag.0))
+    }
+
+    /// Does it, or the first half of it.
+    fn execute(&self, io: &BdevIo) -> Result<(), Errno> {
+        let is_short = io.op.has_data() && io.num_blocks > 1 && self.take_short();
+        let done = BdevIo {
+            num_blocks: if is_short {
+                io.num_blocks / 2
+            } else {
+                io.num_blocks
+            },
+            ..*io
+        };
+        let mut media = lock(&self.media);
+        let bytes = usize::try_from(done.num_blocks).unwrap_or(usize::MAX) * media.block_size;
+        let buf = if io.op.has_data() {
+            io.buf.slice(0, bytes).ok_or(Errno::INVAL)?
+        } else {
+            io.buf
+        };
+        media.obey(&BdevIo { buf, ..done });
+        if is_short { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    fn take_short(&self) -> bool {
+        let left = |left: u32| left.checked_sub(1);
+        let taken = self
+            .short
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        taken.is_ok()
     }
 }
 
@@ -182,8 +227,7 @@ impl IoChannel for CachedChannel {
             && let Some(at) = self.queued.iter().position(|(due, _)| *due <= now)
         {
             let (_, io) = self.queued.swap_remove(at);
-            lock(&self.media).obey(&io);
-            let (tag, result) = (io.tag, Ok(()));
+            let (tag, result) = (io.tag, self.execute(&io));
             done.push(IoDone { tag, result });
             progress = Progress::Busy;
         }

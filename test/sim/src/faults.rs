@@ -259,7 +259,11 @@ impl World<'_> {
 
     fn fail_disks(&mut self) {
         let num = self.rng.u32(1..10);
-        self.target.inject(ErrorType::Failure, num);
+        if self.rng.bool() {
+            self.target.inject(ErrorType::Failure, num);
+        } else {
+            self.target.cut_short(num);
+        }
         self.later(10..3_000, Repair::MendDisks);
     }
 

@@ -28,6 +28,9 @@ struct Arguments {
     /// Only what makes writes of lost paths land late: several paths, slow disks.
     #[arg(long, conflicts_with = "long")]
     haunted: bool,
+    /// The same, with disks that keep some I/O for longer than a path takes to come back.
+    #[arg(long, conflicts_with_all = ["long", "haunted"])]
+    lingering: bool,
     /// Show each seed's scenario, what target and initiators log, and the report.
     #[arg(long)]
     verbose: bool,
@@ -39,6 +42,8 @@ fn main() -> Result<ExitCode> {
         " --long"
     } else if arguments.haunted {
         " --haunted"
+    } else if arguments.lingering {
+        " --lingering"
     } else {
         ""
     };
@@ -84,10 +89,14 @@ fn main() -> Result<ExitCode> {
 
 impl Arguments {
     fn scenario(&self, seed: u64) -> Scenario {
-        match (self.haunted, self.long) {
-            (true, _) => Scenario::haunted(seed),
-            (false, true) => Scenario::new(seed, Shape::Long),
-            (false, false) => Scenario::new(seed, Shape::Short),
+        if self.haunted {
+            Scenario::haunted(seed)
+        } else if self.lingering {
+            Scenario::lingering(seed)
+        } else if self.long {
+            Scenario::new(seed, Shape::Long)
+        } else {
+            Scenario::new(seed, Shape::Short)
         }
     }
 }

@@ -72,7 +72,7 @@ pub enum FaultKind {
     ReceivesWithheld,
     /// The network is slow, has little room, or refuses and loses connection requests for a time.
     BadNetwork,
-    /// The disks fail some I/O.
+    /// The disks fail some I/O, or do only a part of it.
     DiskErrors,
     /// The disks hold I/O back for a time.
     DiskHangs,
@@ -144,6 +144,8 @@ pub struct DiskSpec {
     pub is_read_only: bool,
     /// Delay of most I/O, if it is slow.
     pub delay_us: Option<u64>,
+    /// How many times that the slowest I/O takes, at most.
+    pub slowest: u32,
     /// Whether it can be made to fail.
     pub can_fail: bool,
 }
@@ -249,6 +251,19 @@ impl Scenario {
         }
         for initiator in &mut scenario.initiators {
             initiator.paths = 3;
+        }
+        scenario
+    }
+
+    /// A haunted one whose disks keep some I/O for seconds, longer than a path takes to come back:
+    /// what its earlier life left behind meets its next one.
+    #[must_use]
+    pub fn lingering(seed: u64) -> Self {
+        let mut scenario = Self::haunted(seed);
+        scenario.options.timeouts.reconnect_delay_sec = 1;
+        scenario.options.reconnect_jitter_sec = 0;
+        for disk in &mut scenario.disks {
+            disk.slowest = 250;
         }
         scenario
     }
@@ -366,6 +381,7 @@ fn disk(rng: &mut Rng, can_fail: bool) -> DiskSpec {
         is_cached,
         is_read_only: rng.u8(..8) == 0,
         delay_us: rng.bool().then(|| rng.u64(1..20_000)),
+        slowest: 20,
         can_fail,
     }
 }

@@ -260,6 +260,16 @@ impl TargetHost {
         });
     }
 
+    /// The next `num` I/Os of each disk with a cache are done in part, and fail.
+    pub(crate) fn cut_short(&self, num: u32) {
+        for name in self.disks.iter().filter_map(|disk| disk.cached.as_ref()) {
+            let cut = self
+                .registry
+                .find(name, |disk: &CachedDisk| disk.cut_short(num));
+            cut.expect("it stays registered");
+        }
+    }
+
     /// I/O that is held back goes on.
     pub(crate) fn resume(&self) {
         self.on_error_bdevs(ErrorBdev::resume_pending);
@@ -270,6 +280,7 @@ impl TargetHost {
         self.resume();
         self.inject(ErrorType::Failure, 0);
         self.inject(ErrorType::Pending, 0);
+        self.cut_short(0);
     }
 
     fn on_error_bdevs(&self, act: impl Fn(&ErrorBdev)) {

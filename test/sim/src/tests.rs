@@ -48,6 +48,30 @@ fn a_request_that_waits_for_a_permit_fails_when_its_time_is_up() {
     assert!(played.is_ok(), "{played:?}");
 }
 
+/// Paths came back to a session that the server served anew, where no device was open.
+#[test]
+fn devices_are_opened_again_when_the_server_serves_a_session_anew() {
+    let played = World::new(&Bench::new(), Scenario::haunted(267)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
+/// A connection that broke on its way to another core of the target made that forget which core has
+/// the session. Its next path made another one there, which did not get the disks.
+#[test]
+fn a_session_stays_on_its_core_when_a_request_does_not_arrive_there() {
+    let played = World::new(&Bench::new(), Scenario::haunted(349)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
+#[test]
+fn what_a_disk_keeps_for_seconds_is_fenced_too() {
+    let bench = Bench::new();
+    for seed in 1..=10 {
+        let played = World::new(&bench, Scenario::lingering(seed)).run();
+        assert!(played.is_ok(), "seed {seed}: {played:?}");
+    }
+}
+
 /// The first of some seeds that finds something when writes of lost paths are sent again at once.
 fn finds_without_fence(seeds: RangeInclusive<u64>) -> Option<(u64, Failure)> {
     let bench = Bench::new();
