@@ -1,6 +1,7 @@
 //! Target and initiator inside another program: its threads poll, its RPC server takes the calls.
 
 use std::fmt;
+use std::path::Path;
 use std::rc::Rc;
 
 use rnbd_bdev::Registry as Bdevs;
@@ -10,15 +11,17 @@ use rnbd_rpc::{ControlLoop, Notifications, Registry, Rpc, RpcResult, Schema, Sta
 use serde_json::Value;
 
 use crate::bdev_source::BdevSource;
+use crate::config::Config;
 use crate::methods;
-use crate::subsystem::{Subsystem, call_json};
+use crate::subsystem::{SUBSYSTEMS, Subsystem, call_json};
 use crate::system::System;
 
 /// The control side of target and initiator for a program that is its own framework.
 ///
 /// It is driven by [`Hosted::turn`] and reached by [`Hosted::call`], both on one thread at a time;
-/// the reactors are polled by the program ([`Reactors::hosted`]). There is no RPC server, no
-/// configuration file, no signal handling: those are the program's.
+/// the reactors are polled by the program ([`Reactors::hosted`]). There is no RPC server and no signal
+/// handling: those are the program's. So is the configuration, unless it leaves that to
+/// [`Hosted::configure`].
 pub struct Hosted {
     control: ControlLoop,
     system: Rc<System>,
@@ -72,6 +75,19 @@ impl Hosted {
     /// start.
     pub fn set_running(&self) {
         self.rpc.set_state(State::Runtime);
+    }
+
+    /// Applies a configuration file as `-c` of our own programs does, and calls `done` from a later
+    /// turn. Calls of subsystems that are not here are left out. From then on, unless it failed, the
+    /// methods of the running program may be called.
+    pub fn configure(&self, file: &Path, done: impl FnOnce(anyhow::Result<()>) + 'static) {
+        let (rpc, config) = (self.rpc.clone(), Config::read(file));
+        self.control.handle().spawn(async move {
+            done(match config {
+                Ok(config) => apply(&config, &rpc).await,
+                Err(error) => Err(error),
+            });
+        });
     }
 
     /// Goes on with what is ready; whether anything was. To be called every millisecond or so.
@@ -130,6 +146,13 @@ impl Hosted {
             done();
         });
     }
+}
+
+async fn apply(config: &Config, rpc: &Rpc) -> anyhow::Result<()> {
+    let known: Vec<&str> = SUBSYSTEMS.iter().map(|subsystem| subsystem.name).collect();
+    config.apply(rpc, State::Startup, &known, false).await?;
+    rpc.set_state(State::Runtime);
+    config.apply(rpc, State::Runtime, &known, false).await
 }
 
 impl fmt::Debug for Hosted {
