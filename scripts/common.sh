@@ -47,13 +47,67 @@ need_rust() {
     printf '%s\n%s\n' "$wanted" "$found" | sort -V -C || die "Rust $wanted is needed, found $found"
 }
 
+# What bindings are made with.
+need_libclang() {
+    need_packages clang=clang
+    # Its folder carries its version.
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
+        need_packages /usr/lib/llvm/libclang.so=libclang-dev
+}
+
 # What lib/verbs is built from; the rest of the workspace builds without.
 need_rdma_core() {
     need_packages /usr/include/infiniband/verbs.h=libibverbs-dev \
-        /usr/include/rdma/rdma_cma.h=librdmacm-dev clang=clang pkg-config=pkg-config
-    # The bindings are made with libclang, whose folder carries its version.
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null ||
-        need_packages /usr/lib/llvm/libclang.so=libclang-dev
+        /usr/include/rdma/rdma_cma.h=librdmacm-dev pkg-config=pkg-config
+    need_libclang
+}
+
+# What app/fio_rnbd is built from: the source of the fio that is installed, configured, in FIO_DIR.
+need_fio_source() {
+    need_packages fio=fio
+    need_libclang
+    [ -z "${FIO_DIR:-}" ] || return 0
+    export FIO_DIR="$cache/fio/source"
+    local installed
+    installed=$(fio --version)
+    grep -qsx "FIO_VERSION = $installed" "$FIO_DIR/FIO-VERSION-FILE" && return
+    say "fetching the source of $installed"
+    need_packages dpkg-source=dpkg-dev cc=gcc
+    rm -rf "$cache/fio"
+    mkdir -p "$cache/fio/lists/partial" "$cache/fio/sources"
+    (cd "$cache/fio" && fetch_fio_source) >"$cache/fio.log" 2>&1 ||
+        { tail -5 "$cache/fio.log" >&2; die "no source of $installed (set FIO_DIR to a place that has it)"; }
+}
+
+# Where packages come from, their sources do too, whether apt is set up to list them or not. Its caller
+# looks at the status, so that `set -e` is off here.
+fetch_fio_source() {
+    local version file options
+    version=$(dpkg-query -W -f '${source:Version}' fio)
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+        [ ! -e "$file" ] || sed -n 's/^deb /deb-src /p' "$file" >"sources/${file##*/}"
+    done
+    mv -f sources/sources.list sources/main.list 2>/dev/null || true
+    for file in /etc/apt/sources.list.d/*.sources; do
+        [ ! -e "$file" ] || sed 's/^Types:.*/Types: deb-src/' "$file" >"sources/${file##*/}"
+    done
+    options=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$PWD/sources"
+        -o "Dir::State::Lists=$PWD/lists" -o APT::Sandbox::User=)
+    # A place without sources is none of ours.
+    apt-get "${options[@]}" update || true
+    apt-get "${options[@]}" --download-only source "fio=$version" &&
+        dpkg-source --no-check -x fio_*.dsc unpacked &&
+        (cd unpacked && ./configure --disable-native && ./FIO-VERSION-GEN) &&
+        mv unpacked source
+}
+
+# target/release/fio-rnbd.so, for the fio that is installed.
+build_fio_engine() {
+    need_rust
+    need_fio_source
+    say "building the fio engine (release)"
+    (cd "$repo" && cargo build --release --quiet --locked -p fio_rnbd --features fio "$@" &&
+        cp -f target/release/libfio_rnbd.so target/release/fio-rnbd.so)
 }
 
 # Python with the PyPI packages named, in a folder of its own.

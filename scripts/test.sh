@@ -2,7 +2,7 @@
 # Sets up and runs the tests: all suites, or those named.
 #
 #   scripts/test.sh                       everything that CI runs
-#   scripts/test.sh SUITE…                lint, unit, sim, planted, net, fuzz, faults, vm, spdk
+#   scripts/test.sh SUITE…                lint, unit, sim, planted, net, fio, fuzz, faults, vm, spdk
 #   scripts/test.sh --long [SUITE…]       the thorough variant
 #   scripts/test.sh sim --from S --seeds N   replay simulator seeds (also --long, --haunted,
 #                                         --lingering)
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim planted net fuzz vm)
+[ ${#suites[@]} -gt 0 ] || suites=(lint unit sim planted net fio fuzz vm)
 
 cd "$repo"
 export RUST_BACKTRACE=1
@@ -48,10 +48,11 @@ count_tests() {
 suite_lint() {
     need_rust
     need_rdma_core
+    need_fio_source
     cargo fmt --version >/dev/null 2>&1 || { echo "rustfmt is not installed"; return 77; }
     cargo clippy --version >/dev/null 2>&1 || { echo "clippy is not installed"; return 77; }
     cargo fmt --all --check &&
-        cargo clippy --workspace --all-targets --features rdma --locked --quiet -- -D warnings &&
+        cargo clippy --workspace --all-targets --features rdma,fio --locked --quiet -- -D warnings &&
         RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet &&
         scripts/check_repo.sh
 }
@@ -59,9 +60,10 @@ suite_lint() {
 suite_unit() {
     need_rust
     need_rdma_core
+    need_fio_source
     need_packages nbdinfo=libnbd-bin nbdcopy=libnbd-bin qemu-img=qemu-utils fio=fio
     need_python spdk
-    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --features rdma --locked \
+    cargo test --workspace --exclude rnbd-net-tests --exclude rnbd-sim --features rdma,fio --locked \
         --no-fail-fast &&
         cargo build --quiet -p rnbd-rpc --example echo_methods --locked &&
         "$cache/venv/bin/python" scripts/test_rnbd_plugin.py target/debug/examples/echo_methods
@@ -99,6 +101,10 @@ suite_net() {
     need_python spdk
     build_release
     cargo test --release -p rnbd-net-tests --locked -- --test-threads=1
+}
+
+suite_fio() {
+    test/fio/run
 }
 
 suite_fuzz() {
@@ -164,7 +170,7 @@ run_suite() {
 
 for suite in "${suites[@]}"; do
     declare -F "suite_$suite" >/dev/null ||
-        die "unknown suite $suite (lint unit sim planted net fuzz faults vm spdk)"
+        die "unknown suite $suite (lint unit sim planted net fio fuzz faults vm spdk)"
 done
 for suite in "${suites[@]}"; do
     run_suite "$suite"

@@ -1,0 +1,2 @@
+#include "fio.h"
+#include "optgroup.h"
