@@ -35,12 +35,20 @@ copy_and_patch() {
     find "$work/tree" -name "*.rs" -exec touch {} +
 }
 
-# Plays seeds with one bug on, of the kind that its patch names; prints what was found.
+# What the head of a patch says of the seeds to play.
+head_of() {
+    sed -n "s/^$2: //p" "$here/$1.patch" 2>/dev/null || true
+}
+
+# Plays seeds with one bug on, of the kind and from the one that its patch names; prints what was
+# found.
 play() {
-    local kind
-    kind=$(sed -n 's/^Seeds: //p' "$here/$1.patch" 2>/dev/null || true)
+    local kind from
+    kind=$(head_of "$1" Seeds)
+    from=$(head_of "$1" From)
     # shellcheck disable=SC2086
-    { RNBD_PLANTED=$1 "$CARGO_TARGET_DIR/debug/rnbd-sim" $kind --from 1 --seeds "$2" || true; } \
+    { RNBD_PLANTED=$1 "$CARGO_TARGET_DIR/debug/rnbd-sim" $kind --from "${from:-1}" --seeds "$2" ||
+        true; } \
         2>&1 >/dev/null |
         sed -n 's/^seed \([0-9]*\) of commit .* failed: /\1\t/p' | head -1
 }
