@@ -48,6 +48,7 @@ mod light_thread;
 mod reactor;
 mod reactors;
 mod snapshot;
+mod switches;
 mod waker;
 
 pub use clock::Clock;
@@ -59,3 +60,4 @@ pub use hosted::HostedReactor;
 pub use reactor::Mode;
 pub use reactors::{ReactorConfig, Reactors, StartError};
 pub use snapshot::{PollerSnapshot, ReactorSnapshot, ThreadSnapshot};
+pub use switches::ContextSwitches;

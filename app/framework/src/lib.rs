@@ -20,6 +20,7 @@ mod address;
 mod app;
 mod bdev_source;
 mod config;
+mod context_switches;
 mod env;
 mod fabrics;
 mod flag;

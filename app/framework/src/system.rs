@@ -12,6 +12,7 @@ use rnbd_rpc::{Handle, Notifications, RpcError};
 use serde_json::{Map, Value};
 
 use crate::bdev_source::BdevSource;
+use crate::context_switches::SwitchMonitor;
 use crate::flag::Flag;
 use crate::initiator::Initiator;
 use crate::nbd::NbdExports;
@@ -42,6 +43,7 @@ pub(crate) struct System {
     pub(crate) bdev_options: RefCell<Option<Map<String, Value>>>,
     pub(crate) cpumask: CoreMask,
     pub(crate) core_locks: RefCell<Option<CoreLocks>>,
+    pub(crate) switch_monitor: SwitchMonitor,
     /// The program is to end.
     pub(crate) stop: Flag,
     /// `framework_start_init` was called.
@@ -97,6 +99,7 @@ impl System {
             bdev_options: RefCell::default(),
             cpumask,
             core_locks: RefCell::default(),
+            switch_monitor: SwitchMonitor::default(),
             stop: Flag::default(),
             init_wanted: Flag::default(),
             init_done: Flag::default(),

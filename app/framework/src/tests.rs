@@ -449,3 +449,17 @@ fn statistics_and_histograms_of_an_idle_disk_are_empty() {
     );
     assert_eq!(counts, json!({"borders_count": [0, 0, 0]}));
 }
+
+#[test]
+fn the_monitor_of_context_switches_says_whether_it_is_on() {
+    let fixture = Fixture::running();
+    let monitor = |params| fixture.call("framework_monitor_context_switch", params);
+    assert_eq!(monitor(json!({})), json!({"enabled": false}));
+    for enabled in [true, true, false, true] {
+        let told = json!({ "enabled": enabled });
+        assert_eq!(monitor(told.clone()), told);
+        assert_eq!(monitor(json!({})), told);
+    }
+    let bad = fixture.fail("framework_monitor_context_switch", json!({"enabled": 1}));
+    assert_eq!(bad.code, -32602);
+}

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::thread::snapshots;
 use super::{Methods, NoParams};
+use crate::context_switches;
 use crate::poll_group::PollGroup;
 use crate::subsystem::{SUBSYSTEMS, Subsystem};
 use crate::system::System;
@@ -31,6 +32,7 @@ pub(super) fn register(methods: &mut Methods<'_>) {
     methods.add_sync("framework_get_scheduler", |system, NoParams {}| {
         Ok(scheduler(system))
     });
+    methods.add("framework_monitor_context_switch", monitor_context_switch);
     methods.add_sync("framework_enable_cpumask_locks", |system, NoParams {}| {
         lock_cores(system)
     });
@@ -127,6 +129,20 @@ fn scheduler(system: &System) -> Value {
         "isolated_core_mask": "0x0",
         "scheduling_core": first.map_or(0, |group| system.reactors.lcore(group.core)),
     })
+}
+
+#[derive(Deserialize)]
+struct MonitorContextSwitch {
+    enabled: Option<bool>,
+}
+
+async fn monitor_context_switch(system: Rc<System>, params: MonitorContextSwitch) -> RpcResult {
+    match params.enabled {
+        Some(true) => context_switches::enable(&system, &snapshots(&system).await?),
+        Some(false) => system.switch_monitor.disable(),
+        None => {}
+    }
+    Ok(json!({ "enabled": system.switch_monitor.is_enabled() }))
 }
 
 fn lock_cores(system: &System) -> RpcResult {
