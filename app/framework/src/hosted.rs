@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::bdev_source::BdevSource;
 use crate::config::Config;
 use crate::methods;
+use crate::rdma;
 use crate::subsystem::{SUBSYSTEMS, Subsystem, call_json};
 use crate::system::System;
 
@@ -49,6 +50,7 @@ impl Hosted {
         let system = Rc::new(System::on(reactors, memory, cpumask, handle.clone()));
         let unset = system.bdev_source.set(source(&system.bdevs)).is_ok();
         debug_assert!(unset, "the system is new");
+        rdma::listen(&system);
         let mut registry = Registry::new(Schema::builtin());
         methods::register(&mut registry, &system);
         let rpc = Rpc::new(&handle, registry)?;

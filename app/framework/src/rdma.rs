@@ -93,7 +93,11 @@ impl Rdma {
     /// Starts to reset a device.
     pub(crate) fn reset(&self, name: &str) -> Result<(), RpcError> {
         let reset = self.host()?.reset(name);
-        reset.map_err(|error| fabric_error(&error))
+        reset.map_err(|error| {
+            let mut error = fabric_error(&error);
+            error.message = format!("{name}: {}", error.message);
+            error
+        })
     }
 
     /// The calls that make its options again.

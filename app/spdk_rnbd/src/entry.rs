@@ -3,16 +3,21 @@
 use std::sync::Once;
 
 use rnbd_rpc::{Schema, State};
-use rnbd_spdk::{module, rpc};
+use rnbd_spdk::module::{self, Subsystems};
+use rnbd_spdk::rpc;
 
 use crate::calls;
 use crate::hooks::SpdkHooks;
 
-/// The subsystems of a saved configuration, in the order of their initialization.
-pub(crate) const SUBSYSTEMS: [&str; 2] = ["rnbd", "rtrs"];
+/// The subsystems of a saved configuration: options of RDMA devices come before the bdevs that use
+/// them, exports after their bdevs.
+const SUBSYSTEMS: Subsystems = Subsystems {
+    below_bdev: "rdma",
+    above_bdev: ["rnbd", "rtrs"],
+};
 
 /// The methods that are ours, by the beginnings of their names.
-const PREFIXES: [&str; 3] = ["bdev_rnbd_", "rnbd_", "rtrs_"];
+const PREFIXES: [&str; 4] = ["bdev_rnbd_", "rdma_", "rnbd_", "rtrs_"];
 
 /// Registers module, subsystems and methods. To be called before SPDK starts; a program that loads
 /// the shared library need not, because loading it does.

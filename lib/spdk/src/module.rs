@@ -28,38 +28,48 @@ pub trait Hooks: Send + Sync {
     fn module_fini(&self, done: Box<dyn FnOnce()>);
 }
 
-/// Registers the bdev module `name` and the subsystems, each of which stands on the one before it,
-/// the first on `bdev`. To be called once, before SPDK starts.
+/// Names of subsystems.
+#[derive(Clone, Copy, Debug)]
+pub struct Subsystems {
+    /// What `bdev` stands on.
+    pub below_bdev: &'static str,
+    /// What stands on `bdev`, each on the one before it too.
+    pub above_bdev: [&'static str; 2],
+}
+
+impl Subsystems {
+    fn names(self) -> [&'static str; 3] {
+        let [first, second] = self.above_bdev;
+        [self.below_bdev, first, second]
+    }
+}
+
+/// Registers the bdev module `name` and the subsystems. To be called once, before SPDK starts.
 ///
 /// # Panics
 /// If it is called again.
-pub fn register(name: &'static str, subsystems: [&'static str; 2], hooks: Box<dyn Hooks>) {
+pub fn register(name: &'static str, subsystems: Subsystems, hooks: Box<dyn Hooks>) {
     let registered = Registered {
         module: Module::new(name),
         hooks,
-        subsystems,
+        subsystems: subsystems.names(),
     };
     assert!(REGISTERED.set(registered).is_ok(), "registered once");
     // SAFETY: the module stays for the life of the process.
     unsafe { sys::spdk_bdev_module_list_add(raw()) };
-    add_subsystem(
-        subsystems[0],
-        "bdev",
-        subsystem_fini::<0>,
-        subsystem_config::<0>,
-    );
-    add_subsystem(
-        subsystems[1],
-        subsystems[0],
-        subsystem_fini::<1>,
-        subsystem_config::<1>,
-    );
+    let [below, first, second] = subsystems.names();
+    add_subsystem(below, subsystem_fini::<0>, subsystem_config::<0>);
+    add_subsystem(first, subsystem_fini::<1>, subsystem_config::<1>);
+    add_subsystem(second, subsystem_fini::<2>, subsystem_config::<2>);
+    for (upper, lower) in [("bdev", below), (first, "bdev"), (second, first)] {
+        add_dependency(upper, lower);
+    }
 }
 
 struct Registered {
     module: Module,
     hooks: Box<dyn Hooks>,
-    subsystems: [&'static str; 2],
+    subsystems: [&'static str; 3],
 }
 
 static REGISTERED: OnceLock<Registered> = OnceLock::new();
@@ -129,22 +139,24 @@ unsafe extern "C" fn config_json(writer: *mut sys::spdk_json_write_ctx) -> c_int
 
 fn add_subsystem(
     name: &str,
-    depends_on: &str,
     fini: unsafe extern "C" fn(),
     config: unsafe extern "C" fn(*mut sys::spdk_json_write_ctx),
 ) {
-    // SAFETY: plain C structures, whose list entries SPDK sets.
+    // SAFETY: a plain C structure, whose list entry SPDK sets.
     let mut subsystem: sys::spdk_subsystem = unsafe { std::mem::zeroed() };
     subsystem.name = leak(name);
     subsystem.fini = Some(fini);
     subsystem.write_config_json = Some(config);
-    // SAFETY: as above.
-    let mut depend: sys::spdk_subsystem_depend = unsafe { std::mem::zeroed() };
-    depend.name = subsystem.name;
-    depend.depends_on = leak(depends_on);
     // SAFETY: it stays for the life of the process.
     unsafe { sys::spdk_add_subsystem(Box::leak(Box::new(subsystem))) };
-    // SAFETY: as above.
+}
+
+fn add_dependency(upper: &str, lower: &str) {
+    // SAFETY: a plain C structure, whose list entry SPDK sets.
+    let mut depend: sys::spdk_subsystem_depend = unsafe { std::mem::zeroed() };
+    depend.name = leak(upper);
+    depend.depends_on = leak(lower);
+    // SAFETY: it stays for the life of the process.
     unsafe { sys::spdk_add_subsystem_depend(Box::leak(Box::new(depend))) };
 }
 
