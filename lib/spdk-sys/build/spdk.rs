@@ -192,11 +192,15 @@ impl Installation {
         let is_shared = |dir: &String| Path::new(&dir[2..]).join("libspdk_bdev.so").exists();
         let mut all = dirs.clone();
         if dirs.iter().any(is_shared) {
-            all.extend(dirs.iter().map(|dir| format!("-Wl,-rpath,{}", &dir[2..])));
+            let others = system.iter().filter(|flag| flag.starts_with("-L"));
+            let found_at_run = dirs.iter().chain(others);
+            all.extend(found_at_run.map(|dir| format!("-Wl,-rpath,{}", &dir[2..])));
             all.push("-Wl,--no-as-needed".into());
             all.push("-Wl,--allow-shlib-undefined".into());
-            // SPDK's libraries do not name all that they use; programs do.
-            all.extend(libs);
+            // SPDK's libraries do not name all that they use; programs do. Nothing refers to DPDK's
+            // drivers, which are found when they have registered themselves.
+            all.extend(libs.into_iter().filter(|flag| flag != "-Wl,--as-needed"));
+            all.extend(ring_driver(&dirs));
             all.extend(system);
             return all;
         }
@@ -212,6 +216,13 @@ impl Installation {
         let text = self.pkg_config(arguments).unwrap_or_else(|reason| fail(&reason));
         text.split_whitespace().map(str::to_owned).collect()
     }
+}
+
+/// The driver of DPDK's that SPDK's pools of memory need, if it is a shared library there.
+fn ring_driver(dirs: &[String]) -> Option<String> {
+    let mut folders = dirs.iter().map(|dir| Path::new(&dir[2..]));
+    let is_there = folders.any(|dir| dir.join("librte_mempool_ring.so").exists());
+    is_there.then(|| "-lrte_mempool_ring".to_owned())
 }
 
 /// Where pkg-config files are below an installation's prefix or a built source tree.
