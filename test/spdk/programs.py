@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -27,6 +28,13 @@ CORES = sorted(os.sched_getaffinity(0))
 def core_mask(index):
     """The mask of one of the cores; the last one if there are fewer."""
     return f"[{CORES[min(index, len(CORES) - 1)]}]"
+
+
+def two_cores():
+    """The mask of the first two cores."""
+    if len(CORES) < 2:
+        raise unittest.SkipTest("needs two cores")
+    return f"[{CORES[0]},{CORES[1]}]"
 
 
 def library_path():
@@ -93,14 +101,21 @@ class Program:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env=self.environment)
-        wait_for(f"{self.name} answers", self.answers)
+        answers = self.lists_methods if "--wait-for-rpc" in self.command else self.is_up
+        wait_for(f"{self.name} answers", lambda: self.has_answered(answers))
         return self
 
-    def answers(self):
+    def lists_methods(self):
+        return self.call("rpc_get_methods")
+
+    def is_up(self):
+        return self.call("framework_wait_init")
+
+    def has_answered(self, call):
         if self.process.poll() is not None:
             raise AssertionError(f"{self.name} ended:\n{self.tail()}")
         try:
-            return self.call("framework_wait_init")
+            return call()
         except (OSError, json.JSONDecodeError):
             return False
 
@@ -129,6 +144,10 @@ class Program:
         if "error" in answer:
             raise RpcError(answer["error"])
         return answer["result"]
+
+    def writes(self, bdev):
+        """Writes that the bdev has done."""
+        return self.call("bdev_get_iostat", names=[bdev])["bdevs"][0]["num_write_ops"]
 
     def bdev(self, name):
         """The bdev, or nothing."""
@@ -161,6 +180,12 @@ class Program:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def rnbd_perf(config, device, *options):
+    """The command of our load generator on one device of a configuration."""
+    return [os.path.join(RNBD, "rnbd_perf"), "-m", core_mask(1), "--disable-cpumask-locks",
+            "-c", config, "-T", f"R_{device}", *options]
+
+
 def native(*options):
     """rnbd_tgt without SPDK."""
     command = [os.path.join(RNBD, "rnbd_tgt"), "-m", core_mask(1), "--disable-cpumask-locks",
@@ -183,10 +208,44 @@ def rnbd_with_spdk(*options, mask=None):
     return Program("rnbd_with_spdk", command, environment)
 
 
-def perf_with_bdevperf(config, *options):
+def perf_with_bdevperf(config, *options, mask=None):
     """bdevperf on the bdevs of a configuration: a program that ends by itself."""
-    command = [bdevperf(), "-m", core_mask(0), *SPDK_OPTIONS, "-c", config, *options]
+    command = [bdevperf(), "-m", mask or core_mask(0), *SPDK_OPTIONS, "-c", config, *options]
     return Program("bdevperf", command, spdk_environment())
+
+
+class Repeated:
+    """A command that is run again as soon as it has ended, until somebody says that it is enough."""
+
+    def __init__(self, command):
+        self.command = command
+        self.enough = threading.Event()
+        self.process = None
+        self.failure = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self):
+        while self.failure is None:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, text=True,
+                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            output, _ = self.process.communicate()
+            if self.process.returncode != 0:
+                self.failure = f"{' '.join(self.command)}: {self.process.returncode}\n{output}"
+            if self.enough.is_set():
+                return
+
+    def finish(self):
+        """Lets the present run end; what went wrong in any, or nothing."""
+        self.enough.set()
+        self.thread.join()
+        return self.failure
+
+    def cancel(self):
+        self.enough.set()
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+        self.thread.join()
 
 
 class Case(unittest.TestCase):
@@ -206,6 +265,15 @@ class Case(unittest.TestCase):
     def export(self, server, device_path, bdev_name, **more):
         server.call("rnbd_create_export", device_path=device_path, bdev_name=bdev_name,
                     allow_any_host=True, **more)
+
+    def file(self, mib):
+        """A file of zeroes for a bdev that outlives its daemon."""
+        folder = tempfile.mkdtemp(prefix="rnbd-spdk-", dir="/tmp")
+        self.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+        path = os.path.join(folder, "disk")
+        with open(path, "wb") as file:
+            file.truncate(mib << 20)
+        return path
 
     def attach(self, client, port, *devices, **more):
         return client.call("bdev_rnbd_attach_controller", **attach_params(port, *devices, **more))
@@ -231,6 +299,14 @@ class Case(unittest.TestCase):
                 "params": attach_params(port, *devices, **more)}
         subsystem = {"subsystem": "bdev", "config": [call]}
         return self.write("config.json", {"subsystems": [subsystem]})
+
+    def verify_meanwhile(self, port, device):
+        """Our native initiator writes and reads the device again and again."""
+        config = self.initiator_config(port, device)
+        command = rnbd_perf(config, device, "-q", "16", "-o", "4096", "-w", "verify", "-t", "3")
+        load = Repeated(command)
+        self.addCleanup(load.cancel)
+        return load
 
     def run_program(self, program, expected=0):
         """Lets it run to its end; what it printed."""

@@ -1,9 +1,14 @@
 """Devices of an RNBD server as bdevs in SPDK's programs."""
 
+import os
+import subprocess
+import tempfile
 import unittest
 
-from programs import Case, PATIENCE, RpcError, native, perf_with_bdevperf, spdk_tgt, wait_for
+from programs import (Case, PATIENCE, RpcError, SPDK, address, free_port, native, perf_with_bdevperf,
+                      rnbd_perf, spdk_tgt, wait_for)
 
+SCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../scripts")
 BLOCK = 512
 BLOCKS = 65536
 
@@ -29,6 +34,8 @@ class Initiator(Case):
         self.assertEqual(bdev["driver_specific"]["rnbd"]["device_path"], "m")
         for kind in ("read", "write", "unmap", "write_zeroes", "flush", "reset", "abort"):
             self.assertTrue(bdev["supported_io_types"][kind], kind)
+        # SPDK looks into new bdevs, and uses them meanwhile.
+        spdk.call("bdev_wait_for_examine")
         spdk.call("bdev_rnbd_unmap_device", name="R_m")
         self.assertIsNone(spdk.bdev("R_m"))
         name = spdk.call("bdev_rnbd_map_device", ctrlr_name="R", device_path="m", bdev_name="X")
@@ -64,6 +71,31 @@ class Initiator(Case):
         self.assertIsNotNone(again.bdev("R_m"))
         self.assertEqual(again.save_config(), saved)
 
+    def test_spdks_client_attaches_saves_and_loads(self):
+        spdk = self.start(spdk_tgt())
+        self.rpc_py(spdk, "bdev_rnbd_attach_controller", "--name", "R", "--sessname", "spdk-test",
+                    "--trtype", "TCP", "--traddr", "127.0.0.1", "--trsvcid", str(self.port))
+        self.rpc_py(spdk, "bdev_rnbd_map_device", "--ctrlr-name", "R", "--device-path", "m")
+        saved = self.rpc_py(spdk, "save_config")
+        self.assertEqual(spdk.stop(), 0)
+        again = self.start(spdk_tgt("--wait-for-rpc"))
+        self.rpc_py(again, "load_config", text=saved)
+        self.assertIsNotNone(again.bdev("R_m"))
+        self.assertEqual(self.rpc_py(again, "save_config"), saved)
+
+    def rpc_py(self, program, *arguments, text=None):
+        """What SPDK's client prints, with our plugin."""
+        client = os.path.join(SPDK, "../scripts/rpc.py")
+        if not os.path.exists(client):
+            self.skipTest(f"no rpc.py for {SPDK}: name a source tree with --prefix")
+        environment = {**os.environ, "PYTHONPATH": SCRIPTS}
+        result = subprocess.run(["python3", client, "-s", program.socket, "--plugin",
+                                 "rnbd_plugin", *arguments],
+                                input=text, env=environment, capture_output=True, text=True,
+                                timeout=PATIENCE, check=False)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        return result.stdout
+
     def test_what_bdevperf_writes_it_reads_again(self):
         self.run_program(self.perf("m", "-q", "32", "-o", "4096", "-w", "verify", "-t", "3"))
 
@@ -79,19 +111,74 @@ class Initiator(Case):
             with self.subTest(workload):
                 self.run_program(self.perf("m", "-q", "8", "-o", "4096", "-w", workload, "-t", "1"))
 
-    def test_io_goes_on_when_the_server_comes_back(self):
-        load = self.perf("n", "-q", "16", "-o", "4096", "-w", "randread", "-t", "8")
-        self.start(load)
+    def serve_file(self, server, port):
+        """Exports the file again, at the same port."""
+        server.call("bdev_aio_create", name="F", filename=self.path, block_size=BLOCK)
+        self.export(server, "f", "F")
+        server.call("rtrs_create_transport", trtype="TCP")
+        server.call("rtrs_add_listener", listen_address=address(port))
+
+    def test_verified_load_goes_on_when_the_server_comes_back(self):
+        self.path, port = self.file(32), free_port()
+        server = self.start(native())
+        self.serve_file(server, port)
+        config = self.initiator_config(port, "f")
+        load = self.start(perf_with_bdevperf(config, "-q", "16", "-o", "4096", "-w", "verify",
+                                             "-t", "3600"))
+        for end in ("stop", "kill"):
+            self.more_reads(load)
+            getattr(server, end)()
+            server = self.start(native())
+            self.serve_file(server, port)
+            self.more_reads(load)
+        self.assertEqual(load.stop(), 0, load.tail())
+
+    def test_a_server_that_removes_the_disk_ends_the_load(self):
+        load = self.start(self.perf("m", "-q", "16", "-o", "4096", "-w", "randread", "-t", "3600"))
+        self.more_reads(load)
+        self.server.call("rnbd_delete_export", device_path="m", force=True)
+        self.assertIsNotNone(load.process.wait(PATIENCE))
+        self.assertGreaterEqual(load.process.returncode, 0, load.tail())
+
+    def test_the_errno_of_the_servers_disk_reaches_spdks_users(self):
+        """A server behind SPDK: what it answers its clients comes from the I/O's AIO status."""
+        spdk = self.start(spdk_tgt())
+        self.server.call("bdev_aio_create", name="Full", filename=self.full_disk(),
+                         block_size=BLOCK)
+        self.export(self.server, "full", "Full")
+        self.attach(spdk, self.port, "full")
+        self.export(spdk, "x", "R_full")
+        config = self.initiator_config(self.listen(spdk), "x")
+        load = subprocess.Popen(rnbd_perf(config, "x", "-q", "1", "-o", "4096", "-w", "write",
+                                          "-f", "-t", "3600"),
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(lambda: (load.kill(), load.wait()))
+        wait_for("the errno", lambda: self.errors(spdk))
+        self.assertEqual(list(self.errors(spdk)), ["ENOSPC"])
+
+    def full_disk(self):
+        """A file of 32 MiB where there is room for one."""
+        folder = tempfile.mkdtemp(prefix="rnbd-full-", dir="/tmp")
+        self.addCleanup(os.rmdir, folder)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            self.skipTest("a file system that is full needs root to be mounted")
+        self.addCleanup(subprocess.run, ["umount", "-l", folder], check=True)
+        path = os.path.join(folder, "disk")
+        with open(path, "wb") as file:
+            file.truncate(32 << 20)
+        return path
+
+    def errors(self, program):
+        """What a target has answered its clients, by errno."""
+        sessions = program.call("rnbd_get_stats")["sessions"]
+        devices = [device for session in sessions for device in session["devices"]]
+        return devices[0]["errors"] if devices else {}
+
+    def more_reads(self, load, count=1000):
+        """Waits until bdevperf has read more."""
         before = self.reads(load)
-        self.server.kill()
-        restarted = self.start(native())
-        restarted.call("bdev_null_create", name="N", num_blocks=BLOCKS, block_size=BLOCK)
-        self.export(restarted, "n", "N")
-        restarted.call("rtrs_create_transport", trtype="TCP")
-        restarted.call("rtrs_add_listener", listen_address={
-            "trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": str(self.port)})
-        wait_for("I/O after the restart", lambda: self.reads(load) > before + 1000)
-        self.assertEqual(load.process.wait(PATIENCE), 0, load.tail())
+        wait_for("reads", lambda: self.reads(load) > before + count)
 
     def reads(self, program):
         controllers = program.call("bdev_rnbd_get_path_stats")["controllers"]
