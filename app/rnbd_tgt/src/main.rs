@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, not(feature = "spdk")))]
+#[cfg(not(feature = "spdk"))]
 mod native;
 
 use std::process::ExitCode;
