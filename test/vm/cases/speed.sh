@@ -7,6 +7,9 @@ long=true
 seconds=${RNBD_SPEED_SECONDS:-4}
 rounds=${RNBD_SPEED_ROUNDS:-3}
 modes=${RNBD_SPEED_MODES:-N Y}
+# Which I/O, as size:depth, and whether our target polls (`busy`) or sleeps (`adaptive`).
+rows=${RNBD_SPEED_ROWS:-4k:1 4k:32 4k:128 124k:8}
+reactor_mode=${RNBD_SPEED_REACTOR:-busy}
 
 prepare() { build_ours; }
 
@@ -35,7 +38,7 @@ fast_device() {
 }
 
 compare_in_mode() {
-    local always_invalidate=false theirs ours
+    local always_invalidate=false theirs ours row
     [ "$1" = Y ] && always_invalidate=true
     load_kernel_server "always_invalidate=$1"
     load_kernel_client
@@ -44,10 +47,9 @@ compare_in_mode() {
     listen target 10.9.0.1:1235 "--always-invalidate=$always_invalidate"
     theirs=$(kernel_map theirs 10.9.0.1 dev/null0)
     ours=$(kernel_map ours 10.9.0.1 disk dest_port=1235)
-    compare "$1" "$theirs" "$ours" 4k 1
-    compare "$1" "$theirs" "$ours" 4k 32
-    compare "$1" "$theirs" "$ours" 4k 128
-    compare "$1" "$theirs" "$ours" 124k 8
+    for row in $rows; do
+        compare "$1" "$theirs" "$ours" "${row%:*}" "${row#*:}"
+    done
     kernel_unmap "$theirs"
     kernel_unmap "$ours"
     stop_ours target

@@ -2,12 +2,13 @@
 # shellcheck shell=bash
 
 # start_ours NAME [OPTION]…: an rnbd_tgt of that name, answering when this returns. It shares its
-# processor with the kernel, so it sleeps when it has nothing to do. $launcher, if set, starts it.
+# processor with the kernel, so it sleeps when it has nothing to do, unless $reactor_mode is `busy`.
+# $launcher, if set, starts it.
 start_ours() {
     local name=$1
     shift
-    ${launcher:-} "$RNBD_PROGRAMS/rnbd_tgt" -r "/run/$name.sock" --reactor-mode adaptive "$@" \
-        >>"/run/job/$name.log" 2>&1 &
+    ${launcher:-} "$RNBD_PROGRAMS/rnbd_tgt" -r "/run/$name.sock" --reactor-mode "${reactor_mode:-adaptive}" \
+        "$@" >>"/run/job/$name.log" 2>&1 &
     echo $! >"/run/$name.pid"
     wait_for 60 answers "$name" || { tail -5 "/run/job/$name.log"; fail "$name does not answer"; }
 }
