@@ -149,6 +149,23 @@ class Rnbd:
         return Result(job["iops"], percentiles["50"], percentiles["99"])
 
 
+class RnbdFio(Rnbd):
+    """rnbd_tgt over TCP, and fio with our engine."""
+
+    name = "fio, rnbd engine"
+
+    def run(self, case, seconds):
+        """One run of fio."""
+        params = {
+            "name": "R", "sessname": "bench", "trtype": "TCP", "traddr": "127.0.0.1",
+            "trsvcid": str(self.port), "devices": [{"device_path": "disk0", "bdev_name": "disk"}],
+        }
+        config = self.work / "fio.json"
+        config.write_text(json.dumps(configuration({"bdev": [("bdev_rnbd_attach_controller", params)]})))
+        engine = f"--ioengine=external:{BIN / 'fio-rnbd.so'}"
+        return run_fio(self.work, case, seconds, engine, f"--rnbd_json_conf={config}", "--filename=disk")
+
+
 class Nbd:
     """An NBD server and fio's nbd engine."""
 
@@ -167,11 +184,7 @@ class Nbd:
     def run(self, case, seconds):
         """One run of fio."""
         uri = f"nbd+unix:///?socket={self.socket}" if self.unix else f"nbd://127.0.0.1:{self.port}"
-        job = [f"--rw={case.rw}", f"--bs={case.block}", f"--iodepth={case.depth}", f"--uri={uri}"]
-        fixed = ["--name=job", "--ioengine=nbd", "--time_based", "--output-format=json"]
-        command = pinned(INITIATOR_CORE, "fio", *fixed, f"--runtime={seconds}", f"--size={DEVICE_MIB}M", *job)
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=self.work)
-        return fio_result(json.loads(done.stdout[done.stdout.index("{"):]), case)
+        return run_fio(self.work, case, seconds, "--ioengine=nbd", f"--uri={uri}")
 
 
 class Nbdkit(Nbd):
@@ -201,6 +214,15 @@ class RnbdNbd(Nbd):
         config = self.work / "nbd.json"
         config.write_text(json.dumps(configuration(calls)))
         return [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "nbd-tgt.sock", "-c", config]
+
+
+def run_fio(work, case, seconds, *engine):
+    """One run of fio, on the initiators' core."""
+    job = [f"--rw={case.rw}", f"--bs={case.block}", f"--iodepth={case.depth}", *engine]
+    fixed = ["--name=job", "--time_based", "--output-format=json"]
+    command = pinned(INITIATOR_CORE, "fio", *fixed, f"--runtime={seconds}", f"--size={DEVICE_MIB}M", *job)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=work)
+    return fio_result(json.loads(done.stdout[done.stdout.index("{"):]), case)
 
 
 def fio_result(report, case):
@@ -394,6 +416,14 @@ def compare_nbd(args):
     return "\n\n".join(tables)
 
 
+def compare_fio(args):
+    """The same target under rnbd_perf, under fio with our engine, and under fio's nbd engine."""
+    with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
+        work = pathlib.Path(folder)
+        servers = [RnbdFio(work), Rnbd(work), RnbdNbd(work, unix=False)]
+        return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
+
+
 def main():
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -404,6 +434,7 @@ def main():
                         help="measure rnbd by bdevperf too, and nothing else; needs --spdk with shared libraries")
     parser.add_argument("--instructions", action="store_true", help="count instructions per I/O instead")
     parser.add_argument("--nbd", action="store_true", help="compare the NBD export with nbdkit instead")
+    parser.add_argument("--fio", action="store_true", help="compare the fio engine with other initiators instead")
     parser.add_argument("--out", help="write the report to this file too")
     args = parser.parse_args()
     if os.cpu_count() < 2:
@@ -414,7 +445,7 @@ def main():
     if args.instructions:
         report += f"callgrind.\n\n{instructions()}\n"
     else:
-        tables = compare_nbd(args) if args.nbd else compare(args)
+        tables = (compare_fio if args.fio else compare_nbd if args.nbd else compare)(args)
         report += f"medians of {args.runs} runs of {args.seconds} s.\n\n{tables}\n"
     print(report)
     if args.out:
