@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 about="IPv6: the kernel's client and our initiator on our target, our initiator on the kernel's server"
 limit=150
+long=true
 
 prepare() { build_ours; }
 
