@@ -31,9 +31,13 @@ def pkg_config(*arguments):
 
 def spdk_libraries():
     """SPDK's and DPDK's, all of which are taken, because they register themselves."""
-    words = list(dict.fromkeys(pkg_config("--libs", *PACKAGES)))
-    folders = [word[2:] for word in words if word.startswith("-L")]
-    return ["-Wl,--no-as-needed", *words, *(f"-Wl,-rpath,{folder}" for folder in folders)]
+    return ["-Wl,--no-as-needed", *dict.fromkeys(pkg_config("--libs", *PACKAGES))]
+
+
+def with_paths(words):
+    """The same, and the program finds at run time what the linker finds."""
+    folders = dict.fromkeys(word[2:] for word in words if word.startswith("-L"))
+    return [*words, *(f"-Wl,-rpath,{folder}" for folder in folders)]
 
 
 class Linked(Case):
@@ -44,8 +48,9 @@ class Linked(Case):
         program = os.path.join(folder, "linked")
         command = ["cc", "-Wall", "-Werror", SOURCE, "-o", program,
                    *pkg_config("--cflags", *PACKAGES),
-                   "-Wl,--whole-archive", ARCHIVE, "-Wl,--no-whole-archive", *spdk,
-                   *pkg_config("--libs", "--static", "spdk_syslibs"), *self.rdma(), *SYSTEM]
+                   "-Wl,--whole-archive", ARCHIVE, "-Wl,--no-whole-archive",
+                   *with_paths([*spdk, *pkg_config("--libs", "--static", "spdk_syslibs")]),
+                   *self.rdma(), *SYSTEM]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         self.assertEqual(result.returncode, 0, " ".join(command) + "\n" + result.stderr[-4000:])
         return program
