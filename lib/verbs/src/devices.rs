@@ -125,11 +125,10 @@ impl Devices {
         &self.cqs
     }
 
-    /// All channels that tell of completions.
-    pub(crate) fn channels(&self) -> impl Iterator<Item = &Arc<CompChannel>> {
-        self.table
-            .iter()
-            .filter_map(|(_, adapter)| adapter.channel.as_ref())
+    /// All channels that tell of completions, and for how many queues.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = (&Arc<CompChannel>, usize)> {
+        let adapters = self.table.iter().map(|(_, adapter)| adapter);
+        adapters.filter_map(|adapter| Some((adapter.channel.as_ref()?, adapter.cqs.len())))
     }
 
     /// Cuts what a connection wants down to what the device has.

@@ -10,8 +10,11 @@ use crate::fabric::VerbsFabric;
 use crate::handshake::STOPPED;
 use crate::sys::{AsyncEvent, DeviceKey, WcKind, WcStatus, WorkCompletion};
 
-/// How often the connection manager and the devices are asked for events: each time is a syscall.
+/// How often the connection manager and the devices are asked for events while connections get up:
+/// each time is a syscall, and one for each device.
 const LOOK_INTERVAL: Nanos = Nanos::from_micros(100);
+/// And otherwise. What comes during a sleep ends it, and is asked for then if this long has passed.
+const CALM_LOOK_INTERVAL: Nanos = Nanos::from_millis(1);
 /// Events taken at once.
 const EVENTS_MAX: usize = 64;
 
@@ -29,8 +32,8 @@ impl VerbsFabric {
             did_work |= self.close_ended(ended_before);
         }
         if self.now >= self.next_look {
-            self.next_look = self.now + LOOK_INTERVAL;
             did_work |= self.take_events();
+            self.next_look = self.now + self.look_interval();
         }
         self.expire();
         self.transmit();
@@ -130,6 +133,14 @@ impl VerbsFabric {
 
     // Events.
 
+    fn look_interval(&self) -> Nanos {
+        if self.handshakes.is_empty() {
+            CALM_LOOK_INTERVAL
+        } else {
+            LOOK_INTERVAL
+        }
+    }
+
     fn take_events(&mut self) -> bool {
         let mut count = 0;
         while count < EVENTS_MAX
@@ -188,9 +199,8 @@ impl VerbsFabric {
         }
         fds.push(self.inbox.fd());
         fds.push(self.channel.fd());
-        fds.extend(self.devices.channels().map(|channel| channel.fd()));
+        fds.extend(self.devices.channels().map(|(channel, _)| channel.fd()));
         fds.extend(self.devices.iter().map(|(_, it)| it.device.async_fd()));
-        self.next_look = Nanos::ZERO;
         true
     }
 
@@ -211,8 +221,8 @@ impl VerbsFabric {
             return;
         }
         self.is_armed = false;
-        for channel in self.devices.channels() {
-            channel.quieten();
+        for (channel, queues) in self.devices.channels() {
+            channel.quieten(queues);
         }
     }
 }

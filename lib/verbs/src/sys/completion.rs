@@ -112,9 +112,10 @@ impl CompChannel {
         unsafe { (*self.raw.as_ptr()).fd }
     }
 
-    /// Takes what it told, so that it can tell again.
-    pub(crate) fn quieten(&self) {
-        loop {
+    /// Takes what it told, so that it can tell again: an event for each of `queues` queues at most,
+    /// since each tells once after it was armed.
+    pub(crate) fn quieten(&self, queues: usize) {
+        for _ in 0..queues {
             let mut cq = std::ptr::null_mut();
             let mut context = std::ptr::null_mut();
             // SAFETY: the channel is alive, its descriptor does not block, both places are valid.
@@ -258,7 +259,7 @@ impl Drop for CompChannel {
 
 impl Drop for Cq {
     fn drop(&mut self) {
-        self.channel.quieten();
+        self.channel.quieten(usize::MAX);
         // SAFETY: queue pairs that use the queue keep it alive, and no event of it is left.
         unsafe { ibv_destroy_cq(self.raw.as_ptr()) };
     }
