@@ -63,6 +63,14 @@ fn a_session_stays_on_its_core_when_a_request_does_not_arrive_there() {
     assert!(played.is_ok(), "{played:?}");
 }
 
+/// A session was given up, and as one of its connections took its time to end, its core had something
+/// due all the while.
+#[test]
+fn a_core_can_rest_while_a_session_that_is_given_up_closes() {
+    let played = World::new(&Bench::new(), Scenario::new(3382, Shape::Short)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
 #[test]
 fn what_a_disk_keeps_for_seconds_is_fenced_too() {
     let bench = Bench::new();

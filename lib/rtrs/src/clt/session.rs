@@ -259,7 +259,7 @@ impl Session {
         let paths = paths.filter_map(Path::next_deadline).min();
         let policy = &self.config.reconnect;
         let fast = policy.fast_io_fail.filter(|_| !self.fast_failed);
-        let loss = policy.loss_timeout.filter(|_| !self.lost);
+        let loss = policy.loss_timeout.filter(|_| self.has_hope());
         let patience = [fast, loss].into_iter().flatten().min();
         let patience = self.down_since.zip(patience).map(|(at, span)| at + span);
         let (request, fence) = (self.request_deadline(), self.fences.next_deadline());
@@ -269,9 +269,11 @@ impl Session {
             .min()
     }
 
+    /// A path that goes down keeps its request until its connections have ended, for which it has
+    /// a time of its own.
     fn request_deadline(&self) -> Option<Nanos> {
-        let requests = self.indexes();
-        let oldest = requests.filter_map(|path| self.lane.oldest(path)).min()?;
+        let up = self.paths.iter().flatten().filter(|path| path.is_up());
+        let oldest = up.filter_map(|path| self.lane.oldest(path.index)).min()?;
         Some(oldest + self.control_timeout())
     }
 
@@ -300,13 +302,19 @@ impl Session {
             self.fast_failed = true;
             self.out.tell(SessionEvent::FastIoFail);
         }
-        if !self.lost && is_over(policy.loss_timeout) {
+        if self.has_hope() && is_over(policy.loss_timeout) {
             for path in self.indexes() {
                 self.with_path(path, now, |path, cx| {
                     path.disconnect(path.error(), cx);
                 });
             }
         }
+    }
+
+    /// Whether a path may still come up by itself.
+    fn has_hope(&self) -> bool {
+        let mut paths = self.paths.iter().flatten();
+        paths.any(|path| path.state().may_become(PathState::Closing))
     }
 
     // Control requests.

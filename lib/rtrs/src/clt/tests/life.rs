@@ -150,6 +150,24 @@ fn patience_has_two_limits() {
 }
 
 #[test]
+fn nothing_is_due_while_a_session_that_is_given_up_closes() {
+    let mut rig = up(policy(ReconnectPolicy {
+        loss_timeout: Some(Nanos::from_secs(20)),
+        ..ReconnectPolicy::default()
+    }));
+    lose(&mut rig);
+    for _ in 0..20 {
+        rig.advance(SECOND);
+    }
+    assert_eq!(state(&rig), PathState::Closing);
+    let due = rig
+        .session
+        .next_deadline()
+        .expect("the time for its connection to end");
+    assert!(due > rig.now, "due at {due:?}, now {:?}", rig.now);
+}
+
+#[test]
 fn a_disconnected_path_stays_so_until_it_is_reconnected() {
     let mut rig = up(SessionConfig::default());
     rig.session.disconnect_path(PATH, rig.now);
@@ -251,8 +269,8 @@ fn traffic_on_a_channel_is_a_sign_of_life() {
     assert!(rig.session.is_up());
 }
 
-#[test]
-fn a_control_request_that_is_not_answered_costs_the_path() {
+/// A session whose path has gone down because of a control request that nobody answered.
+fn with_unanswered_request() -> Rig {
     let mut rig = up(SessionConfig {
         request_timeout: Some(Nanos::from_secs(600)),
         ..SessionConfig::default()
@@ -263,8 +281,25 @@ fn a_control_request_that_is_not_answered_costs_the_path() {
             .handle_arrival(PATH, Arrival::Immediate(Imm::HEARTBEAT_ACK), rig.now);
         rig.advance(SECOND);
     }
+    rig
+}
+
+#[test]
+fn a_control_request_that_is_not_answered_costs_the_path() {
+    let mut rig = with_unanswered_request();
     rig.play_handshake();
     assert_eq!(rig.path_error(), PathError::RequestTimedOut);
+}
+
+#[test]
+fn nothing_is_due_while_the_path_of_an_unanswered_request_goes_down() {
+    let rig = with_unanswered_request();
+    assert_eq!(state(&rig), PathState::Reconnecting);
+    let due = rig
+        .session
+        .next_deadline()
+        .expect("the time for its connections to end");
+    assert!(due > rig.now, "due at {due:?}, now {:?}", rig.now);
 }
 
 #[derive(Clone, Debug)]
