@@ -1,10 +1,12 @@
 """Side-by-side benchmark; see scripts/bench.sh. Prints Markdown."""
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -86,7 +88,16 @@ class Server:
     def __enter__(self):
         return self
 
+    def pause(self):
+        """Takes its core from it."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        """Gives its core back."""
+        self.process.send_signal(signal.SIGCONT)
+
     def __exit__(self, *_):
+        self.resume()
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -119,7 +130,8 @@ class Rnbd:
         """The target, exporting a malloc bdev."""
         config = self.work / "target.json"
         config.write_text(json.dumps(self.config()))
-        command = [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "tgt.sock", "-c", config]
+        command = [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "--disable-cpumask-locks"]
+        command += ["-r", self.work / "tgt.sock", "-c", config]
         return wait_for(lambda: listens(self.port), Server(command, self.work / "tgt.log"))
 
     def config(self):
@@ -213,7 +225,8 @@ class RnbdNbd(Nbd):
         }
         config = self.work / "nbd.json"
         config.write_text(json.dumps(configuration(calls)))
-        return [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "-r", self.work / "nbd-tgt.sock", "-c", config]
+        command = [BIN / "rnbd_tgt", "-m", f"[{TARGET_CORE}]", "--disable-cpumask-locks"]
+        return [*command, "-r", self.work / "nbd-tgt.sock", "-c", config]
 
 
 def run_fio(work, case, seconds, *engine):
@@ -246,7 +259,9 @@ class Spdk:
         """spdk_tgt or nvmf_tgt with a malloc bdev in one subsystem."""
         config = self.work / "spdk.json"
         config.write_text(json.dumps(self.config()))
-        command = [self.build / "build/bin/nvmf_tgt", "-m", f"[{TARGET_CORE}]", "--no-huge", "-s", "2048"]
+        programs = [self.build / "build/bin" / name for name in ("nvmf_tgt", "spdk_tgt")]
+        program = next(filter(pathlib.Path.exists, programs))
+        command = [program, "-m", f"[{TARGET_CORE}]", "--disable-cpumask-locks", "--no-huge", "-s", "2048"]
         command += ["-r", self.work / "spdk.sock", "-c", config]
         return wait_for(lambda: listens(self.port), Server(command, self.work / "spdk.log"))
 
@@ -335,14 +350,24 @@ def median(results):
     return Result(*(statistics.median(getattr(r, name) for r in results) for name in ("iops", "p50", "p99")))
 
 
-def measure(server, runs, seconds):
-    """The median result of every case."""
-    results = {}
-    with server.serve():
+def measure(servers, runs, seconds):
+    """The median result of every case of every server. They take turns in every run, as the machine's
+    speed drifts; whose turn it is not is stopped, as it would poll."""
+    results = {server: {} for server in servers}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for server in servers:
+            processes[server] = stack.enter_context(server.serve())
+            processes[server].pause()
         for case in CASES:
-            results[case] = median([server.run(case, seconds) for _ in range(runs)])
-            result = results[case]
-            print(f"{server.name}: {case}: {result.iops:.0f} IOPS", file=sys.stderr)
+            samples = {server: [] for server in servers}
+            for server, process in [*processes.items()] * runs:
+                process.resume()
+                samples[server].append(server.run(case, seconds))
+                process.pause()
+            for server in servers:
+                result = results[server][case] = median(samples[server])
+                print(f"{server.name}: {case}: {result.iops:.0f} IOPS", file=sys.stderr)
     return results
 
 
@@ -352,7 +377,7 @@ def cell(result):
 
 
 def table(servers, results):
-    """The table, one row a case, with the ratio of IOPS of the first server to each other one."""
+    """The table, one row a case, with the ratios of the first server to each other one."""
     first, *others = servers
     heads = [s.name for s in servers] + [f"{first.name} : {s.name}" for s in others]
     lines = ["| kIOPS, latency µs | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
@@ -396,32 +421,34 @@ def machine():
 
 def compare(args):
     """The table of all servers."""
-    with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
-        work = pathlib.Path(folder)
-        if args.bdevperf:
-            servers = [RnbdInSpdk(work, args.spdk)]
-        else:
-            servers = [Rnbd(work), Nbdkit(work, unix=False), Nbdkit(work, unix=True)]
-        servers += [Spdk(work, args.spdk)] if args.spdk else []
-        return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
+    kinds = [Rnbd]
+    if args.bdevperf:
+        kinds += [lambda work: RnbdInSpdk(work, args.bdevperf)]
+    if not args.without_nbdkit:
+        kinds += [lambda work: Nbdkit(work, unix=False), lambda work: Nbdkit(work, unix=True)]
+    kinds += [lambda work: Spdk(work, args.spdk)] if args.spdk else []
+    return compare_kinds(kinds, args)
 
 
 def compare_nbd(args):
     """A table for each kind of socket: rnbd's NBD export and nbdkit, under the same client."""
-    tables = []
-    for unix in (True, False):
-        with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
-            servers = [kind(pathlib.Path(folder), unix) for kind in (RnbdNbd, Nbdkit)]
-            tables.append(table(servers, {s: measure(s, args.runs, args.seconds) for s in servers}))
-    return "\n\n".join(tables)
+    kinds = [
+        [lambda work, kind=kind, unix=unix: kind(work, unix) for kind in (RnbdNbd, Nbdkit)]
+        for unix in (True, False)
+    ]
+    return "\n\n".join(compare_kinds(of_socket, args) for of_socket in kinds)
 
 
 def compare_fio(args):
     """The same target under rnbd_perf, under fio with our engine, and under fio's nbd engine."""
+    return compare_kinds([RnbdFio, Rnbd, lambda work: RnbdNbd(work, unix=False)], args)
+
+
+def compare_kinds(kinds, args):
+    """A table of servers, each of which has a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="rnbd-bench-") as folder:
-        work = pathlib.Path(folder)
-        servers = [RnbdFio(work), Rnbd(work), RnbdNbd(work, unix=False)]
-        return table(servers, {s: measure(s, args.runs, args.seconds) for s in servers})
+        servers = [make(pathlib.Path(tempfile.mkdtemp(dir=folder))) for make in kinds]
+        return table(servers, measure(servers, args.runs, args.seconds))
 
 
 def main():
@@ -430,8 +457,9 @@ def main():
     parser.add_argument("--runs", type=int, default=3, help="runs of each case; the median counts")
     parser.add_argument("--seconds", type=int, default=10, help="length of a run")
     parser.add_argument("--spdk", metavar="DIR", help="a built SPDK tree to measure too")
-    parser.add_argument("--bdevperf", action="store_true",
-                        help="measure rnbd by bdevperf too, and nothing else; needs --spdk with shared libraries")
+    parser.add_argument("--bdevperf", metavar="DIR",
+                        help="measure rnbd by the bdevperf of this SPDK too, which has shared libraries")
+    parser.add_argument("--without-nbdkit", action="store_true", help="leave nbdkit out")
     parser.add_argument("--instructions", action="store_true", help="count instructions per I/O instead")
     parser.add_argument("--nbd", action="store_true", help="compare the NBD export with nbdkit instead")
     parser.add_argument("--fio", action="store_true", help="compare the fio engine with other initiators instead")
@@ -439,8 +467,6 @@ def main():
     args = parser.parse_args()
     if os.cpu_count() < 2:
         sys.exit("two cores are needed: one for the target, one for the initiator")
-    if args.bdevperf and not args.spdk:
-        parser.error("--bdevperf needs --spdk DIR")
     report = f"{machine()}; "
     if args.instructions:
         report += f"callgrind.\n\n{instructions()}\n"
