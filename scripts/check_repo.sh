@@ -2,6 +2,9 @@
 # Rules about the repo that no other tool checks: file sizes, leftovers, unsafe, arrows.
 source "$(dirname "$0")/common.sh"
 cd "$repo"
+need_packages git=git
+# Without a list of files every rule would hold.
+git ls-files --error-unmatch Cargo.toml >/dev/null || die "not a checkout that git can read: $repo"
 
 status=0
 complain() { printf '%s\n' "$*"; status=1; }

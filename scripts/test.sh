@@ -90,7 +90,7 @@ play_seeds() {
 
 suite_planted() {
     need_rust
-    need_packages patch=patch
+    need_packages patch=patch git=git
     test/sim/planted/run.sh
 }
 
