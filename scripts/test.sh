@@ -100,7 +100,7 @@ suite_net() {
         mkfs.ext4=e2fsprogs debugfs=e2fsprogs
     need_python spdk
     build_release
-    cargo test --release -p rnbd-net-tests --locked -- --test-threads=1
+    cargo test --release -p rnbd-net-tests --locked --no-fail-fast -- --test-threads=1
 }
 
 suite_fio() {

@@ -291,7 +291,9 @@ fn writers_are_counted_and_read_only_is_kept() -> Result<()> {
     let export = json!({ "bdev_name": bdev, "address": socket, "read_only": true });
     lab.initiator.call("nbd_start_export", export)?;
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    let info = run(Command::new("nbdinfo").arg("--json").arg(&uri))?;
+    let info = run(Command::new("nbdinfo")
+        .args(["--json", "--no-content"])
+        .arg(&uri))?;
     ensure!(
         info.success && info.text.contains("\"is_read_only\": true"),
         "{}",
@@ -458,7 +460,9 @@ fn misaligned_and_distant_io_is_refused_over_nbd() -> Result<()> {
         json!({ "bdev_name": "clt_disk0", "address": socket }),
     )?;
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    let info = run(Command::new("nbdinfo").arg("--json").arg(&uri))?;
+    let info = run(Command::new("nbdinfo")
+        .args(["--json", "--no-content"])
+        .arg(&uri))?;
     let info: Value = serde_json::from_str(&info.text).context("nbdinfo's report")?;
     let export = &info["exports"][0];
     ensure!(
