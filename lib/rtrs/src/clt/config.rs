@@ -41,7 +41,8 @@ pub struct SessionConfig {
     pub channels: u16,
     /// Most permits to use; zero for all that the server has.
     pub queue_depth: u16,
-    /// How long each connection and the `INFO_RSP` may take.
+    /// How long each connection and the `INFO_RSP` may take. The first connection of an attempt to
+    /// get a lost path back has a second, then twice as long with each attempt, up to this.
     pub connect_timeout: Nanos,
     /// How long a request may stay unanswered before something is done about it; `None` leaves it
     /// to the heartbeat.

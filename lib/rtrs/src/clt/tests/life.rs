@@ -117,6 +117,26 @@ fn attempts_are_limited() {
 }
 
 #[test]
+fn a_server_that_does_not_answer_is_asked_again_soon_and_given_more_time() {
+    let mut rig = up(policy(ReconnectPolicy {
+        delay: SECOND,
+        jitter: Nanos::ZERO,
+        ..ReconnectPolicy::default()
+    }));
+    lose(&mut rig);
+    for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        rig.advance(SECOND);
+        assert!(matches!(rig.out.pop_front(), Some(Out::Connect(0, _))));
+        rig.advance(Nanos(seconds * SECOND.0 - 1));
+        assert_eq!(state(&rig), PathState::Connecting, "after {seconds} s");
+        rig.advance(Nanos(1));
+        assert_eq!(rig.path_error(), PathError::TimedOut);
+        rig.out.clear();
+        rig.close(0, PathError::TimedOut);
+    }
+}
+
+#[test]
 fn patience_has_two_limits() {
     let mut rig = up(policy(ReconnectPolicy {
         fast_io_fail: Some(Nanos::from_secs(5)),
