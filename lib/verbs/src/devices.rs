@@ -42,6 +42,8 @@ pub(crate) struct Devices {
     table: Slab<Adapter>,
     /// All completion queues, to be polled in turn.
     cqs: Vec<Arc<Cq>>,
+    /// Whether one of the queues is of a device that the kernel emulates.
+    needs_processor: bool,
 }
 
 impl Devices {
@@ -49,6 +51,7 @@ impl Devices {
         Self {
             table: Slab::new(DEVICES_MAX),
             cqs: Vec::new(),
+            needs_processor: false,
         }
     }
 
@@ -114,10 +117,19 @@ impl Devices {
     /// Takes a device out; what is still made from it has to be let go of beside.
     pub(crate) fn remove(&mut self, id: DeviceId) -> Option<Adapter> {
         let removed = self.table.remove(id.index, id.generation);
-        let adapters = self.table.iter();
-        let shared = adapters.flat_map(|(_, adapter)| &adapter.cqs);
-        self.cqs = shared.map(|shared| Arc::clone(&shared.cq)).collect();
+        self.list_cqs();
         removed
+    }
+
+    fn list_cqs(&mut self) {
+        let shared = self.table.iter().flat_map(|(_, adapter)| &adapter.cqs);
+        self.cqs = shared.map(|shared| Arc::clone(&shared.cq)).collect();
+        self.needs_processor = self.cqs.iter().any(|cq| cq.needs_processor());
+    }
+
+    /// Whether a device in use is the kernel's emulation, for which see [`Cq::needs_processor`].
+    pub(crate) fn need_processor(&self) -> bool {
+        self.needs_processor
     }
 
     /// All completion queues.
@@ -168,7 +180,7 @@ impl Devices {
             cq: Arc::clone(&cq),
             reserved: wanted,
         });
-        self.cqs.push(Arc::clone(&cq));
+        self.list_cqs();
         Ok(cq)
     }
 

@@ -38,6 +38,9 @@ impl VerbsFabric {
         self.expire();
         self.transmit();
         self.stats.idle_polls += u64::from(!did_work);
+        if !did_work && self.devices.need_processor() {
+            std::thread::yield_now();
+        }
         Progress::from_work(did_work)
     }
 

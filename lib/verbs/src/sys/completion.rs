@@ -156,10 +156,16 @@ impl Cq {
         check_code(unsafe { ibv_req_notify_cq(self.raw.as_ptr(), 0) })
     }
 
+    /// Whether the kernel emulates the device: what it is given waits until the kernel has a
+    /// processor for it, which one that is polled does not leave it.
+    pub(crate) fn needs_processor(&self) -> bool {
+        self.channel.device.limits().is_soft_roce
+    }
+
     /// Soft-RoCE shows programs the kernel's own flags, of which this one has another value: the
     /// one that means checksums to programs, and that nobody else sets for reliable connections.
     fn invalidated_flag(&self) -> ibv_wc_flags {
-        if self.channel.device.limits().is_soft_roce {
+        if self.needs_processor() {
             ibv_wc_flags::IBV_WC_IP_CSUM_OK | ibv_wc_flags::IBV_WC_WITH_INV
         } else {
             ibv_wc_flags::IBV_WC_WITH_INV
