@@ -215,7 +215,8 @@ impl<F: Fabric> InitiatorShard<F> {
             Message::Attach(attach) => {
                 let slot = free_slot(&mut self.homes);
                 let home = Home::attach(slot, *attach, &mut self.core);
-                self.homes[slot] = Some(home);
+                // One whose first connection could not even be started is over already.
+                self.homes[slot] = Some(home).filter(|home| !home.is_over());
             }
             Message::Command(session, command) => {
                 self.with_home(session, |home, core| home.on_command(command, core));
