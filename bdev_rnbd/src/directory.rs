@@ -1,5 +1,6 @@
 //! What the control plane knows without asking a shard.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rnbd_base::CoreIndex;
@@ -196,10 +197,10 @@ fn add_path(controller: &Controller, route: &Route) -> ConfigCall {
 
 fn add_route(params: &mut Value, route: &Route) {
     params["adrfam"] = json!(adrfam(&route.dst));
-    params["traddr"] = json!(route.dst.ip().to_string());
+    params["traddr"] = json!(route.dst.host().to_string());
     params["trsvcid"] = json!(route.dst.port().to_string());
     if let Some(host) = &route.src {
-        params["hostaddr"] = json!(host.ip().to_string());
+        params["hostaddr"] = json!(host.host().to_string());
     }
 }
 
@@ -217,7 +218,11 @@ fn add_multipath(params: &mut Value, multipath: &Multipath) {
 }
 
 fn adrfam(addr: &Addr) -> &'static str {
-    if addr.ip().is_ipv4() { "ipv4" } else { "ipv6" }
+    match addr {
+        Addr::Ip(SocketAddr::V4(_)) => "ipv4",
+        Addr::Ip(SocketAddr::V6(_)) => "ipv6",
+        Addr::Gid { .. } => "ib",
+    }
 }
 
 fn add_timeouts(params: &mut Value, timeouts: &Timeouts) {
@@ -238,4 +243,35 @@ fn map(controller: &Controller, device: &Device) -> ConfigCall {
         params["uuid"] = json!(uuid.to_string());
     }
     call("bdev_rnbd_map_device", params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(dst: &str, src: &str) -> Value {
+        let mut params = json!({});
+        let route = Route {
+            dst: Addr::new(dst.parse().unwrap(), 1234),
+            src: Some(Addr::new(src.parse().unwrap(), 0)),
+        };
+        add_route(&mut params, &route);
+        params
+    }
+
+    #[test]
+    fn a_route_is_saved_with_its_family() {
+        let gids = json!({
+            "adrfam": "ib",
+            "traddr": "gid:fe80:0000:0000:0000:0000:0000:0000:0001",
+            "trsvcid": "1234",
+            "hostaddr": "gid:fe80:0000:0000:0000:0000:0000:0000:0002",
+        });
+        assert_eq!(saved("gid:fe80::1", "gid:fe80::2"), gids);
+        let ip = json!({
+            "adrfam": "ipv6", "traddr": "2001:db8::1", "trsvcid": "1234",
+            "hostaddr": "2001:db8::2",
+        });
+        assert_eq!(saved("2001:db8::1", "2001:db8::2"), ip);
+    }
 }

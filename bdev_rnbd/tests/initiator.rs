@@ -8,8 +8,8 @@ mod world;
 use bdev_rnbd::{AttachParams, ControllerState, Options, Timeouts, UnmapMode};
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{IoDone, IoOp};
-use rnbd_fabric::RemoteAddr;
 use rnbd_fabric::sim::{Device, Injection, Side};
+use rnbd_fabric::{Addr, RemoteAddr};
 use world::{Setup, User, World, attach_params, device, make_disk, pattern};
 
 fn attached(setup: Setup) -> World {
@@ -392,6 +392,21 @@ fn a_transport_that_was_not_added_is_named() {
     let error = attached.unwrap_err();
     assert_eq!(error.errno, Errno::OPNOTSUPP);
     assert!(error.message.contains("SHM"), "{error}");
+}
+
+#[test]
+fn a_connection_that_cannot_even_be_started_leaves_nothing() {
+    let mut world = World::new(Setup::default());
+    let mut params = attach_params(&["disk0"]);
+    params.addr = Addr::new("gid:fe80::1".parse().unwrap(), 1234);
+    let error = world
+        .call(|control, reply| control.attach_controller(params, reply))
+        .unwrap_err();
+    assert_eq!(error.errno, Errno::OPNOTSUPP);
+    assert!(error.message.starts_with("gid:fe80:0000:"), "{error}");
+    assert!(error.message.contains("a GID"), "{error}");
+    let left = world.call(|control, reply| control.get_controllers(None, reply));
+    assert!(left.unwrap().is_empty());
 }
 
 #[test]

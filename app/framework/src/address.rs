@@ -1,8 +1,8 @@
 //! Transport addresses as RPC writes them: `traddr`, `trsvcid` and `adrfam`.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 
-use rnbd_base::Errno;
+use rnbd_base::{Errno, Gid, Host};
 use rnbd_fabric::Addr;
 use rnbd_rpc::RpcError;
 use serde::{Deserialize, Serialize};
@@ -53,8 +53,12 @@ pub(crate) enum AdrFam {
 }
 
 impl AdrFam {
-    fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    fn of(host: Host) -> Self {
+        match host {
+            Host::Ip(IpAddr::V4(_)) => Self::Ipv4,
+            Host::Ip(IpAddr::V6(_)) => Self::Ipv6,
+            Host::Gid(_) => Self::Ib,
+        }
     }
 }
 
@@ -71,19 +75,11 @@ pub(crate) struct ListenAddress {
 impl ListenAddress {
     /// As it is written when asked for.
     pub(crate) fn of(trtype: TrType, addr: Addr) -> Self {
-        let (traddr, trsvcid, adrfam) = match addr {
-            Addr::Ip(addr) => (
-                addr.ip().to_string(),
-                addr.port().to_string(),
-                AdrFam::of(addr.ip()),
-            ),
-            other => (other.to_string(), String::new(), AdrFam::Ib),
-        };
         Self {
             trtype,
-            traddr,
-            trsvcid,
-            adrfam: Some(adrfam),
+            traddr: addr.host().to_string(),
+            trsvcid: addr.port().to_string(),
+            adrfam: Some(AdrFam::of(addr.host())),
         }
     }
 
@@ -98,12 +94,15 @@ pub(crate) fn literal(
     trsvcid: &str,
     adrfam: Option<AdrFam>,
 ) -> Result<Addr, RpcError> {
-    check_no_gid(traddr, adrfam)?;
-    let ip: IpAddr = traddr
-        .parse()
-        .map_err(|_| invalid(format!("traddr '{traddr}' is not an IPv4 or IPv6 address")))?;
-    check_family(ip, adrfam)?;
-    Ok(Addr::Ip(SocketAddr::new(ip, port(trsvcid)?)))
+    let host = match gid(traddr, adrfam)? {
+        Some(gid) => Host::Gid(gid),
+        None => Host::Ip(traddr.parse().map_err(|_| {
+            let text = format!("traddr '{traddr}' is not an IPv4 or IPv6 address or a GID (gid:…)");
+            invalid(text)
+        })?),
+    };
+    check_family(host, adrfam)?;
+    Ok(Addr::new(host, port(trsvcid)?))
 }
 
 /// The address of another host, which may be a name. May block for as long as DNS does.
@@ -112,8 +111,7 @@ pub(crate) fn resolve(
     trsvcid: &str,
     adrfam: Option<AdrFam>,
 ) -> Result<Addr, RpcError> {
-    check_no_gid(traddr, adrfam)?;
-    if traddr.parse::<IpAddr>().is_ok() {
+    if gid(traddr, adrfam)?.is_some() || traddr.parse::<IpAddr>().is_ok() {
         return literal(traddr, trsvcid, adrfam);
     }
     let unknown = |reason: String| {
@@ -127,22 +125,22 @@ pub(crate) fn resolve(
         .map_err(|error| unknown(error.to_string()))?;
     found
         .into_iter()
-        .find(|addr| check_family(addr.ip(), adrfam).is_ok())
+        .find(|addr| check_family(addr.ip().into(), adrfam).is_ok())
         .map(Addr::Ip)
         .ok_or_else(|| unknown("it has no address of this family".to_owned()))
 }
 
-/// Addresses of InfiniBand itself, as the kernel writes them (`gid:fe80::1`), are not for this
-/// program.
-fn check_no_gid(traddr: &str, adrfam: Option<AdrFam>) -> Result<(), RpcError> {
-    if adrfam != Some(AdrFam::Ib) && !traddr.starts_with("gid:") {
-        return Ok(());
+/// The address of `InfiniBand` itself that it is, if it is one: the prefix of such addresses says so
+/// (`gid:fe80::1`, as the kernel writes them), or the family.
+fn gid(traddr: &str, adrfam: Option<AdrFam>) -> Result<Option<Gid>, RpcError> {
+    if adrfam != Some(AdrFam::Ib) && !traddr.starts_with(Gid::PREFIX) {
+        return Ok(None);
     }
-    let text = format!(
-        "traddr '{traddr}' is a GID, which this program cannot use; use an IP address of the device \
-         (on InfiniBand that of its IPoIB interface)"
-    );
-    Err(RpcError::errno(Errno::OPNOTSUPP, text))
+    let gid = traddr.parse().map_err(|_| {
+        let text = format!("traddr '{traddr}' is not a GID, which looks like gid:fe80::1");
+        invalid(text)
+    })?;
+    Ok(Some(gid))
 }
 
 fn port(trsvcid: &str) -> Result<u16, RpcError> {
@@ -151,10 +149,10 @@ fn port(trsvcid: &str) -> Result<u16, RpcError> {
         .map_err(|_| invalid(format!("trsvcid '{trsvcid}' is not a port number")))
 }
 
-fn check_family(ip: IpAddr, adrfam: Option<AdrFam>) -> Result<(), RpcError> {
+fn check_family(host: Host, adrfam: Option<AdrFam>) -> Result<(), RpcError> {
     match adrfam {
-        Some(wanted) if wanted != AdrFam::of(ip) => Err(invalid(format!(
-            "traddr '{ip}' is not of family {wanted:?}"
+        Some(wanted) if wanted != AdrFam::of(host) => Err(invalid(format!(
+            "traddr '{host}' is not of family {wanted:?}"
         ))),
         _ => Ok(()),
     }
@@ -182,16 +180,41 @@ mod tests {
     }
 
     #[test]
-    fn a_gid_is_refused_by_name() {
-        let calls = [
-            literal("gid:fe80::1", "1234", None),
-            literal("fe80::1", "1234", Some(AdrFam::Ib)),
-            resolve("gid:fe80::1", "1234", None),
+    fn a_gid_is_known_by_its_prefix_or_its_family() {
+        let gid = Addr::new("gid:fe80::1".parse().unwrap(), 1234);
+        let ways = [
+            ("gid:fe80::1", None),
+            ("gid:fe80::1", Some(AdrFam::Ib)),
+            ("fe80::1", Some(AdrFam::Ib)),
         ];
-        for answer in calls {
-            let error = answer.unwrap_err();
-            assert_eq!(error.code, -95);
-            assert!(error.message.contains("GID"), "{error}");
+        for (traddr, adrfam) in ways {
+            assert_eq!(literal(traddr, "1234", adrfam), Ok(gid));
+            assert_eq!(resolve(traddr, "1234", adrfam), Ok(gid));
+        }
+        let wrong = [
+            ("gid:fe80::1", Some(AdrFam::Ipv6)),
+            ("gid:192.0.2.1", None),
+            ("gid:host", None),
+            ("192.0.2.1", Some(AdrFam::Ib)),
+            ("host", Some(AdrFam::Ib)),
+        ];
+        for (traddr, adrfam) in wrong {
+            assert_eq!(literal(traddr, "1234", adrfam).unwrap_err().code, -22);
+            assert_eq!(resolve(traddr, "1234", adrfam).unwrap_err().code, -22);
+        }
+    }
+
+    #[test]
+    fn an_address_is_read_as_it_is_written() {
+        for host in ["192.0.2.1", "2001:db8::1", "gid:fe80::1"] {
+            let addr = Addr::new(host.parse().unwrap(), 1234);
+            let written = ListenAddress::of(TrType::Rdma, addr);
+            assert_eq!(written.addr(), Ok(addr));
+            let json = serde_json::to_string(&written).unwrap();
+            assert_eq!(
+                serde_json::from_str::<ListenAddress>(&json).unwrap(),
+                written
+            );
         }
     }
 

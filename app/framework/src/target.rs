@@ -397,7 +397,7 @@ fn parse_mask(mask: &str) -> Result<CoreMask, RpcError> {
 pub(crate) fn fabric_error(error: &FabricError) -> RpcError {
     let errno = match error {
         FabricError::AddrInUse(_) => Errno::ADDRINUSE,
-        FabricError::AddrNotAvailable(_) => Errno::ADDRNOTAVAIL,
+        FabricError::AddrNotAvailable(_) | FabricError::NoInfiniband(_) => Errno::ADDRNOTAVAIL,
         FabricError::Stale(_) => Errno::NODEV,
         FabricError::Unsupported(_) => Errno::OPNOTSUPP,
         FabricError::Limit { .. } => Errno::NOMEM,

@@ -1,6 +1,7 @@
 //! The methods as a program serves them, without its socket.
 
 mod bdev;
+mod gids;
 mod hosted;
 mod metrics;
 mod multipath;

@@ -9,7 +9,7 @@ mod service;
 use std::sync::Arc;
 
 use rnbd_base::{CoreIndex, Errno, Nanos};
-use rnbd_fabric::{Addr, Completion, DomainId, Fabric, PrivateData};
+use rnbd_fabric::{Addr, Completion, DomainId, Fabric, FabricError, PrivateData};
 use rnbd_proto::clt::{Client, DeviceIndex};
 use rnbd_rtrs::clt::{
     FromChannel, PathError, PathIndex, QueueSizes, Session, SessionAction, SessionEvent,
@@ -291,7 +291,10 @@ impl Home {
             .connect(role, &route, request, sizes, timeout, core);
         if let Err(error) = connected {
             log::warn!("{}: {error}", self.name);
-            let error = PathError::Fabric("the connection could not be started");
+            let error = match error {
+                FabricError::Unsupported(what) => PathError::Unsupported(what),
+                _ => PathError::Fabric("the connection could not be started"),
+            };
             self.end_connection(path, error, core);
         }
     }

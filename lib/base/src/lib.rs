@@ -1,4 +1,4 @@
-//! What every layer speaks of: time, progress, the poll contract, mailboxes, errno.
+//! What every layer speaks of: time, progress, the poll contract, mailboxes, hosts, errno.
 //!
 //! Everything that lives on a core (a fabric, a target shard, an initiator shard, an NBD server)
 //! is one value with [`Poll::poll`] and [`Poll::next_deadline`]. The native reactor, an SPDK
@@ -11,10 +11,12 @@
 #![forbid(unsafe_code)]
 
 mod errno;
+mod host;
 mod mailbox;
 mod time;
 
 pub use errno::Errno;
+pub use host::{Gid, Host};
 pub use mailbox::{Full, NoWake, Receiver, Sender, Wake, mailbox};
 pub use time::Nanos;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use rnbd_base::{Gid, Host};
 use rnbd_mem::Span;
 use thiserror::Error;
 
@@ -51,36 +52,88 @@ handle! {
 
 /// Where a fabric connects to or listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Addr {
     /// IPv4 or IPv6 with a port (`tcp`, `verbs`; the simulator uses it as a name).
     Ip(SocketAddr),
+    /// An address of `InfiniBand` itself (`verbs`, where the device is `InfiniBand`).
+    Gid {
+        /// Of a port of the device.
+        gid: Gid,
+        /// The lower bits of the service id, which are chosen like an IP port.
+        port: u16,
+    },
 }
 
 impl Addr {
+    /// A port of a host.
+    #[must_use]
+    pub fn new(host: Host, port: u16) -> Self {
+        match host {
+            Host::Ip(ip) => Self::Ip(SocketAddr::new(ip, port)),
+            Host::Gid(gid) => Self::Gid { gid, port },
+        }
+    }
+
     /// The port.
     #[must_use]
     pub fn port(&self) -> u16 {
         match self {
             Self::Ip(addr) => addr.port(),
+            Self::Gid { port, .. } => *port,
         }
     }
 
-    /// The address without the port; a GID is written as an IPv6 address.
+    /// The address without the port.
+    #[must_use]
+    pub fn host(&self) -> Host {
+        match self {
+            Self::Ip(addr) => Host::Ip(addr.ip()),
+            Self::Gid { gid, .. } => Host::Gid(*gid),
+        }
+    }
+
+    /// The address without the port, for those who have no GIDs: one becomes an IPv6 address.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         match self {
             Self::Ip(addr) => addr.ip(),
+            Self::Gid { gid, .. } => gid.as_ipv6().into(),
+        }
+    }
+
+    /// Whether it is one of `InfiniBand` itself.
+    #[must_use]
+    pub fn is_gid(&self) -> bool {
+        matches!(self, Self::Gid { .. })
+    }
+
+    /// The IP address and port.
+    ///
+    /// # Errors
+    /// [`FabricError::Unsupported`] if it is a GID.
+    pub fn socket_addr(&self) -> Result<SocketAddr, FabricError> {
+        match self {
+            Self::Ip(addr) => Ok(*addr),
+            Self::Gid { .. } => Err(FabricError::Unsupported(
+                "a GID, an address of InfiniBand itself,",
+            )),
+        }
+    }
+
+    /// With the port, for people: `192.0.2.1:1234`, `gid:fe80:… port 1234`.
+    #[must_use]
+    pub fn with_port(&self) -> String {
+        match self {
+            Self::Ip(addr) => addr.to_string(),
+            Self::Gid { gid, port } => format!("{gid} port {port}"),
         }
     }
 }
 
 impl fmt::Display for Addr {
-    /// As the kernel prints an address of a path: `ip:10.0.0.1`, without the port.
+    /// As the kernel prints an address of a path, without the port: `ip:10.0.0.1`, `gid:fe80:…`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(addr) => write!(f, "ip:{}", addr.ip()),
-        }
+        f.write_str(&self.host().in_path())
     }
 }
 
@@ -395,11 +448,14 @@ pub enum FabricError {
     /// The address is not one of this host.
     #[error("address {0} is not available on this host")]
     AddrNotAvailable(String),
+    /// The address is a GID, and no device that such addresses are for has it.
+    #[error("no InfiniBand device of this host has {0}")]
+    NoInfiniband(String),
     /// The handle is of nothing that exists.
     #[error("no such {0}")]
     Stale(&'static str),
     /// The fabric cannot do that.
-    #[error("{0} is not supported by this fabric")]
+    #[error("{0} is not supported by this transport")]
     Unsupported(&'static str),
     /// A limit was reached.
     #[error("limit of {limit} {what} reached")]
@@ -481,4 +537,31 @@ pub struct FabricStats {
     pub recv_doorbells: u64,
     /// Connections closed because the peer broke the rules.
     pub violations: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_as_its_readers_expect() {
+        let at = |host: &str| Addr::new(host.parse().unwrap(), 1234);
+        let ip = at("2001:db8::1");
+        assert_eq!(ip.to_string(), "ip:2001:db8::1");
+        assert_eq!(ip.with_port(), "[2001:db8::1]:1234");
+        let gid = at("gid:fe80::1");
+        let text = "gid:fe80:0000:0000:0000:0000:0000:0000:0001";
+        assert_eq!(gid.to_string(), text);
+        assert_eq!(gid.with_port(), format!("{text} port 1234"));
+        assert_eq!(Addr::new(gid.host(), gid.port()), gid);
+    }
+
+    #[test]
+    fn who_has_no_gids_says_so() {
+        let gid = Addr::new("gid:fe80::1".parse().unwrap(), 1);
+        let error = gid.socket_addr().unwrap_err();
+        let text = "a GID, an address of InfiniBand itself, is not supported by this transport";
+        assert_eq!(error.to_string(), text);
+        assert!(gid.is_gid());
+    }
 }

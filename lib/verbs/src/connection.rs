@@ -91,7 +91,7 @@ impl Connection {
 
     /// Our address, if the connection manager knows it.
     pub(crate) fn local_addr(&self) -> Option<Addr> {
-        self.cm.local_addr().map(Addr::Ip)
+        self.cm.local_addr()
     }
 }
 

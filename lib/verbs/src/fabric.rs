@@ -191,7 +191,7 @@ impl Fabric for VerbsFabric {
     fn listen_addr(&self, listener: ListenerId) -> Result<Addr, FabricError> {
         let entry = self.listeners.get(listener.index, listener.generation);
         let entry = entry.ok_or(FabricError::Stale("listener"))?;
-        Ok(Addr::Ip(entry.addr))
+        Ok(entry.addr)
     }
 
     fn unlisten(&mut self, listener: ListenerId) {

@@ -180,7 +180,7 @@ impl VerbsFabric {
         deadline: rnbd_base::Nanos,
     ) -> Result<ConnId, FabricError> {
         let (Some(src), Some(dst)) = (cm.peer_addr(), cm.local_addr()) else {
-            return Err(FabricError::Unsupported("an address that is not IP"));
+            return Err(FabricError::Unsupported("an address of an unknown family"));
         };
         let limits = QpLimits {
             send_wrs: 0,
@@ -194,8 +194,8 @@ impl VerbsFabric {
             listener,
             conn,
             private_data,
-            src: rnbd_fabric::Addr::Ip(src),
-            dst: rnbd_fabric::Addr::Ip(dst),
+            src,
+            dst,
         });
         Ok(conn)
     }

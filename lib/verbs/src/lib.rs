@@ -1,7 +1,8 @@
 //! The fabric over RDMA verbs: `InfiniBand`, `RoCE` and soft-`RoCE`, through rdma-core.
 //!
-//! Addresses and connections are the RDMA connection manager's, in its TCP port space; bytes move
-//! through reliable-connection queue pairs (protocol.md 3.1, 3.9). One value belongs to one core:
+//! Addresses and connections are the RDMA connection manager's: IP in its TCP port space, GIDs, which
+//! only `InfiniBand` devices have, in that of `InfiniBand`. Bytes move through reliable-connection
+//! queue pairs (protocol.md 3.1, 3.9). One value belongs to one core:
 //! it opens every device for itself and polls its own completion queues.
 //!
 //! - `fabric` implements [`rnbd_fabric::Fabric`]; `lifecycle` and `handshake` hold how

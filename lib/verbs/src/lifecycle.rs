@@ -1,12 +1,11 @@
 //! How connections come and go. What is between is in `handshake`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rnbd_base::Nanos;
 use rnbd_fabric::{
-    Addr, CloseReason, ConnId, ConnectParams, DomainId, Event, FabricError, ListenerId,
-    PrivateData, QpLimits,
+    CloseReason, ConnId, ConnectParams, DomainId, Event, FabricError, ListenerId, PrivateData,
+    QpLimits,
 };
 use rustix::io::Errno;
 
@@ -45,7 +44,7 @@ impl VerbsFabric {
         if let Some(domain) = params.domain {
             self.domains.check(domain)?;
         }
-        let cm = CmId::new(&self.channel, 0).map_err(|errno| FabricError::System {
+        let cm = CmId::new(&self.channel, 0, &params.dst).map_err(|errno| FabricError::System {
             what: "making a connection",
             errno,
         })?;
@@ -66,15 +65,15 @@ impl VerbsFabric {
     }
 
     fn resolve(&mut self, conn: ConnId, params: &ConnectParams) -> Result<(), Failure> {
-        let (dst, src) = (ip(params.dst)?, params.src.map(ip).transpose()?);
         let timeout_ms = params.timeout_ns.div_ceil(1_000_000);
         let timeout_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
         let connection = self.connections.get(conn);
         let cm = &connection.ok_or(Failure::Unreachable)?.cm;
         set_options(cm, &self.config);
-        let started = cm.resolve_addr(src, dst, timeout_ms);
+        let started = cm.resolve_addr(params.src, params.dst, timeout_ms);
         started.map_err(|errno| match errno {
             Errno::CONNREFUSED => Failure::Refused,
+            errno if params.dst.is_gid() && lacks_infiniband(errno) => NO_INFINIBAND,
             _ => Failure::Unreachable,
         })
     }
@@ -222,11 +221,15 @@ impl Connection {
     }
 }
 
-fn ip(addr: Addr) -> Result<SocketAddr, Failure> {
-    match addr {
-        Addr::Ip(addr) => Ok(addr),
-        _ => Err(Failure::Unreachable),
-    }
+const NO_INFINIBAND: Failure =
+    Failure::Failed("no InfiniBand device of this host has or reaches this GID");
+
+/// Whether this is said to a GID where no device has it, or none is `InfiniBand`: RoCE's are not.
+pub(crate) fn lacks_infiniband(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NODEV | Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT
+    )
 }
 
 /// Options are wishes: a device without them is used without.

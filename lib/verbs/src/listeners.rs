@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use crate::connection::Token;
 use crate::fabric::VerbsFabric;
 use crate::host::Scrap;
+use crate::lifecycle::lacks_infiniband;
 use crate::sys::{CmChannel, CmId, DeviceKey};
 
 /// How long to wait before listening is tried again.
@@ -20,7 +21,7 @@ pub(crate) struct Listener {
     /// `None` while its device is gone.
     cm: Option<CmId>,
     /// With the port that was picked, if it was asked for any.
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: Addr,
     backlog: u32,
     /// When to try again, while it does not listen.
     pub(crate) retry_at: Nanos,
@@ -40,17 +41,15 @@ impl VerbsFabric {
         addr: &Addr,
         options: &ListenOptions,
     ) -> Result<ListenerId, FabricError> {
-        let Addr::Ip(wanted) = *addr else {
-            return Err(FabricError::Unsupported("an address that is not IP"));
-        };
-        let (channel, backlog) = (Arc::clone(&self.channel), options.backlog);
+        let (wanted, channel) = (*addr, Arc::clone(&self.channel));
+        let backlog = options.backlog;
         let mut outcome = Ok(());
         let taken = self.listeners.insert(|index, generation| {
             let token = Token::Listener(ListenerId { index, generation });
             let cm = start(&channel, token, wanted, backlog);
             let addr = cm.as_ref().ok().and_then(CmId::local_addr);
             let cm = cm
-                .map_err(|errno| outcome = Err(refused(errno, addr_of(wanted))))
+                .map_err(|errno| outcome = Err(refused(errno, wanted)))
                 .ok();
             Listener {
                 cm,
@@ -74,7 +73,8 @@ impl VerbsFabric {
     pub(crate) fn suspend_listener(&mut self, id: ListenerId) {
         let until = self.now + RETRY;
         if let Some(listener) = self.listeners.get_mut(id.index, id.generation) {
-            log::warn!("verbs: the device of listener {} is gone", listener.addr);
+            let addr = listener.addr.with_port();
+            log::warn!("verbs: the device of listener {addr} is gone");
             let cm = listener.cm.take().map(Scrap::Cm);
             listener.retry_at = until;
             self.next_expiry = self.next_expiry.min(until);
@@ -91,7 +91,7 @@ impl VerbsFabric {
             let token = Token::Listener(ListenerId { index, generation });
             match start(&self.channel, token, listener.addr, listener.backlog) {
                 Ok(cm) => {
-                    log::info!("verbs: listening on {} again", listener.addr);
+                    log::info!("verbs: listening on {} again", listener.addr.with_port());
                     listener.cm = Some(cm);
                     listener.retry_at = Nanos::MAX;
                 }
@@ -101,14 +101,9 @@ impl VerbsFabric {
     }
 }
 
-fn start(
-    channel: &Arc<CmChannel>,
-    token: Token,
-    addr: SocketAddr,
-    backlog: u32,
-) -> Result<CmId, Errno> {
-    let cm = CmId::new(channel, token.to_bits())?;
-    if addr.is_ipv6() {
+fn start(channel: &Arc<CmChannel>, token: Token, addr: Addr, backlog: u32) -> Result<CmId, Errno> {
+    let cm = CmId::new(channel, token.to_bits(), &addr)?;
+    if matches!(addr, Addr::Ip(SocketAddr::V6(_))) {
         cm.take_own_family_only()?;
     }
     cm.bind(addr)?;
@@ -116,14 +111,13 @@ fn start(
     Ok(cm)
 }
 
-fn addr_of(addr: SocketAddr) -> String {
-    addr.to_string()
-}
-
-fn refused(errno: Errno, addr: String) -> FabricError {
+fn refused(errno: Errno, addr: Addr) -> FabricError {
     match errno {
-        Errno::ADDRINUSE => FabricError::AddrInUse(addr),
-        Errno::ADDRNOTAVAIL | Errno::NODEV => FabricError::AddrNotAvailable(addr),
+        Errno::ADDRINUSE => FabricError::AddrInUse(addr.with_port()),
+        errno if addr.is_gid() && lacks_infiniband(errno) => {
+            FabricError::NoInfiniband(addr.to_string())
+        }
+        Errno::ADDRNOTAVAIL | Errno::NODEV => FabricError::AddrNotAvailable(addr.with_port()),
         errno => FabricError::System {
             what: "listening",
             errno,

@@ -1,12 +1,12 @@
 //! The conformance suite over a real device, or soft-RoCE.
 //!
-//! `RNBD_VERBS_ADDRESS` is an IP address of this host on an RDMA device. Without it there is
-//! nothing to test on, and each test says so; with `RNBD_VERBS_REQUIRED` set it fails instead.
+//! `RNBD_VERBS_ADDRESS` is an IP address of this host on an RDMA device, or on InfiniBand a GID such
+//! as `gid:fe80::1`. Without it there is nothing to test on, and each test says so; with `RNBD_VERBS_REQUIRED` set it fails instead.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use rnbd_base::Nanos;
+use rnbd_base::{Gid, Host, Nanos};
 use rnbd_fabric::conformance::Testbed;
 use rnbd_fabric::{Addr, Fabric};
 use rnbd_verbs::{VerbsConfig, VerbsFabric};
@@ -17,28 +17,36 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// One device, on which all hosts are one.
 struct Bed {
-    ip: IpAddr,
+    host: Host,
     start: Instant,
 }
 
-fn address() -> Option<IpAddr> {
+fn address() -> Option<Host> {
     let text = std::env::var("RNBD_VERBS_ADDRESS").ok()?;
-    Some(text.parse().expect("RNBD_VERBS_ADDRESS is an IP address"))
+    Some(
+        text.parse()
+            .expect("RNBD_VERBS_ADDRESS is an IP address or a GID"),
+    )
 }
 
 /// Another address of the same network, at which nobody is.
-fn neighbour(ip: IpAddr) -> IpAddr {
+fn neighbour(host: Host) -> Host {
     const NOBODY: u8 = 253;
-    match ip {
-        IpAddr::V4(ip) => {
+    match host {
+        Host::Ip(IpAddr::V4(ip)) => {
             let mut octets = ip.octets();
             octets[3] = NOBODY;
-            Ipv4Addr::from(octets).into()
+            Host::Ip(Ipv4Addr::from(octets).into())
         }
-        IpAddr::V6(ip) => {
+        Host::Ip(IpAddr::V6(ip)) => {
             let mut octets = ip.octets();
             octets[15] = NOBODY;
-            Ipv6Addr::from(octets).into()
+            Host::Ip(Ipv6Addr::from(octets).into())
+        }
+        Host::Gid(gid) => {
+            let mut octets = gid.to_bytes();
+            octets[15] = NOBODY;
+            Host::Gid(Gid::from_bytes(octets))
         }
     }
 }
@@ -55,7 +63,7 @@ impl Testbed for Bed {
 
     fn new() -> Self {
         Self {
-            ip: address().expect("the suite asked whether something is missing"),
+            host: address().expect("the suite asked whether something is missing"),
             start: Instant::now(),
         }
     }
@@ -65,15 +73,15 @@ impl Testbed for Bed {
     }
 
     fn listen_addr(&mut self, _host: u8) -> Addr {
-        Addr::Ip(SocketAddr::new(self.ip, 0))
+        Addr::new(self.host, 0)
     }
 
     fn unused_addr(&mut self) -> Addr {
-        Addr::Ip(SocketAddr::new(self.ip, 1))
+        Addr::new(self.host, 1)
     }
 
     fn silent_addr(&mut self) -> Addr {
-        Addr::Ip(SocketAddr::new(neighbour(self.ip), 1))
+        Addr::new(neighbour(self.host), 1)
     }
 
     fn pass_time(&mut self, now: Nanos, _deadline: Option<Nanos>) -> Nanos {

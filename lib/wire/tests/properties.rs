@@ -124,9 +124,13 @@ proptest! {
         prop_assert!(Open::decode(&open.to_bytes()[..Open::BYTES_MIN - 1]).is_err());
     }
 
+    /// Where addresses are GIDs the connection manager writes 0 over the first byte, reads the second
+    /// and fills up to 92 bytes (protocol.md 3.1, 3.3).
     #[test]
     fn con_req_round_trips(message in con_req(), padding in any::<[u8; 36]>()) {
         let padded = [&message.to_bytes()[..], &padding].concat();
+        prop_assert_eq!(&padded[..2], &[0, 0]);
+        prop_assert_eq!(padded.len(), 92);
         prop_assert_eq!(ConReq::decode(&padded), Ok(message));
     }
 

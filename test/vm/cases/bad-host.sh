@@ -1,11 +1,12 @@
 # shellcheck shell=bash disable=SC2034
 about="our target on a host that lacks something: each error names what"
-limit=200
+limit=240
 
 prepare() { build_ours; }
 
 run() {
     port_taken
+    gid_without_infiniband
     too_little_locked_memory
     no_device
 }
@@ -18,6 +19,27 @@ port_taken() {
     refused 'in use' listen second 10.9.0.1
     stop_ours second
     stop_ours target
+}
+
+gid_without_infiniband() {
+    note "a GID, where no device is InfiniBand"
+    local gid
+    start_ours target -m '[1]'
+    rpc target rtrs_create_transport --trtype RDMA
+    gid=gid:$(device_field target rxe0 'ports[0].gids[0]')
+    refused 'no InfiniBand device of this host has gid:' rpc target rtrs_add_listener \
+        --trtype RDMA --traddr "$gid"
+    refused 'no InfiniBand device of this host' attach_to "$gid"
+    refused 'no InfiniBand device of this host' attach_to "$gid" --hostaddr "$gid"
+    refused 'both GIDs' attach_to "$gid" --hostaddr 10.9.0.1
+    equal "what is left" "$(rpc target --json bdev_rnbd_get_controllers | jq length)" 0
+    add_listener target 10.9.0.1
+    stop_ours target
+}
+
+# attach_to ADDRESS [OPTION]…: by the target itself.
+attach_to() {
+    rpc target bdev_rnbd_attach_controller --name box --sessname s1 --trtype RDMA --traddr "$@"
 }
 
 too_little_locked_memory() {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Methods, NoParams};
 use crate::access::Access;
-use crate::address::{AdrFam, TrType, resolve};
+use crate::address::TrType;
 use crate::initiator::{ask, rpc_error};
 use crate::system::System;
 
@@ -189,10 +189,8 @@ struct AttachController {
     name: String,
     sessname: String,
     trtype: TrType,
-    traddr: String,
-    trsvcid: String,
-    adrfam: Option<AdrFam>,
-    hostaddr: Option<String>,
+    #[serde(flatten)]
+    ends: paths::Ends,
     num_io_queues: u16,
     queue_depth: u16,
     #[serde(flatten)]
@@ -232,10 +230,10 @@ impl From<Device> for DeviceParams {
 
 async fn attach_controller(system: Rc<System>, params: AttachController) -> RpcResult {
     let initiator = system.initiator.with_transport(params.trtype, &system)?;
-    let hostaddr = paths::host(params.hostaddr.as_deref())?;
+    let (addr, hostaddr) = params.ends.addrs()?;
     let attach = AttachParams {
         trtype: params.trtype.name(),
-        addr: resolve(&params.traddr, &params.trsvcid, params.adrfam)?,
+        addr,
         hostaddr,
         name: params.name,
         sessname: params.sessname,

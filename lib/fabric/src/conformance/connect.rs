@@ -1,11 +1,11 @@
 //! Connecting, accepting, rejecting, handing over.
 
-use rnbd_base::Nanos;
+use rnbd_base::{Gid, Host, Nanos};
 
 use super::Testbed;
 use super::rig::{End, LIMITS, Link, Rig, connect_params, linked, linked_at};
 use crate::{
-    CloseReason, ConnectParams, DomainId, Fabric, FabricError, ListenOptions, PostError,
+    Addr, CloseReason, ConnectParams, DomainId, Fabric, FabricError, ListenOptions, PostError,
     PrivateData, RemoteAddr, WorkRequest, WrOp,
 };
 
@@ -153,6 +153,35 @@ pub fn a_taken_address_cannot_be_listened_on<T: Testbed>() {
         matches!(refused, Err(FabricError::AddrInUse(_))),
         "{refused:?}"
     );
+}
+
+/// An address of `InfiniBand` itself is refused by who cannot have any, and by who has not that one.
+pub fn a_gid_that_no_device_has_is_refused<T: Testbed>() {
+    const NOBODYS: [u8; 16] = *b"\xfe\x80\0\0\0\0\0\0nobody's";
+    let mut rig = Rig::<T>::new(&[0, 1]);
+    let nowhere = Addr::new(Host::Gid(Gid::from_bytes(NOBODYS)), 1234);
+    let refused = rig.fabric(1).listen(&nowhere, &ListenOptions::default());
+    let unsupported = matches!(refused, Err(FabricError::Unsupported(_)));
+    assert!(
+        unsupported || matches!(refused, Err(FabricError::NoInfiniband(_))),
+        "{refused:?}"
+    );
+    let (params, now) = (connect_params(nowhere, b""), rig.now());
+    match rig.fabric(0).connect(&params, now) {
+        Err(error) => assert!(unsupported && matches!(error, FabricError::Unsupported(_))),
+        Ok(conn) => {
+            let reason = rig.closed(0, conn);
+            assert!(!unsupported && reason != CloseReason::Local, "{reason:?}");
+        }
+    }
+    let (_, addr) = rig.listen(1, 1);
+    let params = ConnectParams {
+        src: Some(nowhere),
+        ..connect_params(addr, b"")
+    };
+    if let Ok(conn) = rig.fabric(0).connect(&params, now) {
+        assert_eq!(rig.closed(0, conn), CloseReason::Unreachable);
+    }
 }
 
 /// Stopping to listen ends the listener and nothing else.

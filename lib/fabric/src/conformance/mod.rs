@@ -84,6 +84,7 @@ macro_rules! conformance_tests {
             connect::the_acceptor_may_send_at_once,
             connect::work_before_the_connection_is_up_is_refused,
             connect::a_taken_address_cannot_be_listened_on,
+            connect::a_gid_that_no_device_has_is_refused,
             connect::after_unlisten_nobody_listens_and_connections_stay,
             connect::a_domain_that_does_not_exist_is_refused,
             connect::a_request_is_handed_to_another_fabric,

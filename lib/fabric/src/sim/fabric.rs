@@ -58,6 +58,7 @@ impl Net {
         addr: &Addr,
         options: &ListenOptions,
     ) -> Result<ListenerId, FabricError> {
+        addr.socket_addr()?;
         let host = self.cores.get(&fabric).map(|core| core.host);
         if host != Some(self.owner(addr.ip())) {
             return Err(FabricError::AddrNotAvailable(addr.to_string()));

@@ -21,6 +21,9 @@ impl Net {
         fabric: FabricId,
         params: &ConnectParams,
     ) -> Result<ConnId, FabricError> {
+        for addr in [Some(params.dst), params.src].into_iter().flatten() {
+            addr.socket_addr()?;
+        }
         let id = WireId(self.next_id());
         let port = u16::try_from(32_768 + id.0 % 28_000).unwrap_or_default();
         let core = self

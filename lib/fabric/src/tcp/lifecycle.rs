@@ -40,14 +40,14 @@ impl TcpFabric {
         now: Nanos,
     ) -> Result<ConnId, FabricError> {
         self.check_limits(params.limits)?;
-        let Addr::Ip(dst) = &params.dst;
+        let dst = &params.dst.socket_addr()?;
+        let src = params.src.map(|src| src.socket_addr()).transpose()?;
         let opened = socket::open(dst, &self.config);
         let socket = opened.map_err(|errno| FabricError::System {
             what: "socket",
             errno,
         })?;
-        let src = params.src.as_ref().map(|Addr::Ip(src)| src);
-        let started = socket::start_connect(&socket, dst, src);
+        let started = socket::start_connect(&socket, dst, src.as_ref());
         let recv_wrs = params.limits.recv_wrs;
         let receives = Receives::new(recv_wrs, recv_wrs);
         let conn =

@@ -32,7 +32,7 @@ pub(super) fn listen(
     options: &ListenOptions,
     config: &TcpConfig,
 ) -> Result<OwnedFd, FabricError> {
-    let Addr::Ip(ip) = addr;
+    let ip = &addr.socket_addr()?;
     let failed = |what| move |errno| FabricError::System { what, errno };
     let socket = stream(ip).map_err(failed("socket"))?;
     sockopt::set_socket_reuseaddr(&socket, true).map_err(failed("SO_REUSEADDR"))?;

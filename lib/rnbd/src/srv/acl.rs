@@ -4,26 +4,27 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use rnbd_base::Host;
 use rnbd_wire::rnbd::AccessMode;
 use thiserror::Error;
 
 /// A network: an address and how many of its leading bits count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
-    network: IpAddr,
+    network: Host,
     prefix: u32,
 }
 
 /// Not an address, or a prefix longer than it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is not an address or a network like 192.0.2.0/24 or 2001:db8::/32")]
+#[error("{0:?} is not an address or a network like 192.0.2.0/24, 2001:db8::/32 or gid:fe80::/64")]
 pub struct ParseCidrError(String);
 
 impl Cidr {
     /// Whether `addr` is in the network. An IPv4 address that came in through an IPv6 socket is
-    /// taken as what it is.
+    /// taken as what it is. GIDs are in networks of GIDs only.
     #[must_use]
-    pub fn contains(&self, addr: IpAddr) -> bool {
+    pub fn contains(&self, addr: Host) -> bool {
         let Some((network, addr, bits)) = common_form(self.network, addr.to_canonical()) else {
             return false;
         };
@@ -33,12 +34,15 @@ impl Cidr {
 }
 
 /// Both as numbers, and how many bits they have; `None` if they are of different families.
-fn common_form(one: IpAddr, two: IpAddr) -> Option<(u128, u128, u32)> {
+fn common_form(one: Host, two: Host) -> Option<(u128, u128, u32)> {
     match (one, two) {
-        (IpAddr::V4(one), IpAddr::V4(two)) => {
+        (Host::Ip(IpAddr::V4(one)), Host::Ip(IpAddr::V4(two))) => {
             Some((one.to_bits().into(), two.to_bits().into(), 32))
         }
-        (IpAddr::V6(one), IpAddr::V6(two)) => Some((one.to_bits(), two.to_bits(), 128)),
+        (Host::Ip(IpAddr::V6(one)), Host::Ip(IpAddr::V6(two))) => {
+            Some((one.to_bits(), two.to_bits(), 128))
+        }
+        (Host::Gid(one), Host::Gid(two)) => Some((one.to_bits(), two.to_bits(), 128)),
         _ => None,
     }
 }
@@ -52,8 +56,11 @@ impl FromStr for Cidr {
                 Some((addr, prefix)) => (addr, Some(prefix)),
                 None => (text, None),
             };
-            let network: IpAddr = addr.parse().ok()?;
-            let bits = if network.is_ipv4() { 32 } else { 128 };
+            let network: Host = addr.parse().ok()?;
+            let bits = match network {
+                Host::Ip(IpAddr::V4(_)) => 32,
+                Host::Ip(IpAddr::V6(_)) | Host::Gid(_) => 128,
+            };
             let prefix = match prefix {
                 Some(prefix) => prefix.parse().ok()?,
                 None => bits,
@@ -85,7 +92,7 @@ pub struct HostRule {
 impl HostRule {
     /// Whether the rule speaks of this client.
     #[must_use]
-    pub fn matches(&self, sessname: &str, client: IpAddr) -> bool {
+    pub fn matches(&self, sessname: &str, client: Host) -> bool {
         glob(self.sessname.as_bytes(), sessname.as_bytes())
             && self.source.is_none_or(|source| source.contains(client))
     }
@@ -140,7 +147,20 @@ mod tests {
         assert!(!contains("0.0.0.0/0", "2001:db8::1"));
         assert!(contains("2001:db8::/32", "2001:db8:1::1"));
         assert!(contains("::/0", "2001:db8::1"));
-        for bad in ["", "192.0.2.0/33", "host", "192.0.2.0/", "2001:db8::/129"] {
+        assert!(contains("gid:fe80::/64", "gid:fe80::2:c903:1:2"));
+        assert!(!contains("gid:fe80::/64", "gid:fec0::2:c903:1:2"));
+        assert!(!contains("gid:::/0", "fe80::1"));
+        assert!(!contains("::/0", "gid:fe80::1"));
+        assert!(!contains("192.0.2.0/24", "gid:::ffff:192.0.2.1"));
+        for bad in [
+            "",
+            "gid:fe80::/129",
+            "gid:/64",
+            "192.0.2.0/33",
+            "host",
+            "192.0.2.0/",
+            "2001:db8::/129",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
     }

@@ -1,9 +1,8 @@
 //! What may be opened, and who has it open.
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rnbd_base::{Errno, Nanos};
+use rnbd_base::{Errno, Host, Nanos};
 use rnbd_wire::rnbd::AccessMode;
 use thiserror::Error;
 
@@ -131,7 +130,7 @@ pub struct OpenRequest<'a> {
     /// The session's name.
     pub sessname: &'a str,
     /// Where the session's client is.
-    pub client: IpAddr,
+    pub client: Host,
     /// The name asked for.
     pub dev_name: &'a str,
     /// What the client wants to do.

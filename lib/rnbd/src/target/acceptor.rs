@@ -40,8 +40,8 @@ impl<F: Fabric> TargetShard<F> {
         reply: Reply<Result<Addr, FabricError>>,
     ) {
         let listening = self.listen(addr, options);
-        if let Ok(Addr::Ip(address)) = &listening {
-            log::info!("{}: listening on {address}", self.caps.trtype);
+        if let Ok(addr) = &listening {
+            log::info!("{}: listening on {}", self.caps.trtype, addr.with_port());
         }
         reply(listening);
     }
@@ -89,8 +89,8 @@ impl<F: Fabric> TargetShard<F> {
             }
         };
         let route = Route {
-            client: src.ip(),
-            server: dst.ip(),
+            client: src.host(),
+            server: dst.host(),
         };
         match self
             .services
@@ -134,7 +134,7 @@ impl<F: Fabric> TargetShard<F> {
         match self.fabric.adopt(handover.incoming) {
             Ok(conn) => self.decide(conn, &handover.private_data, handover.route, now),
             Err(error) => {
-                log::warn!("{:?}: connection dropped: {error}", handover.route.client);
+                log::warn!("{}: connection dropped: {error}", handover.route.client);
                 self.forget_request(&handover.private_data);
             }
         }
@@ -295,7 +295,7 @@ fn private_data_of(rsp: ConRsp) -> PrivateData {
 
 /// As the kernel names a path.
 pub(super) fn path_name(route: Route) -> String {
-    format!("ip:{}@ip:{}", route.client, route.server)
+    format!("{}@{}", route.client.in_path(), route.server.in_path())
 }
 
 /// Puts a value where its index says.

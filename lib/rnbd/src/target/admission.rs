@@ -1,8 +1,7 @@
 //! What paths count against the limits of the process. A stranger's connection costs little: the
 //! chunks are made when the handshake is complete, and who does not complete it is limited.
 
-use std::net::IpAddr;
-
+use rnbd_base::Host;
 use rnbd_rtrs::srv::Refusal;
 
 use super::directory::Directory;
@@ -11,14 +10,14 @@ use super::directory::Directory;
 #[derive(Debug)]
 pub(super) struct Admission {
     directory: Directory,
-    source: IpAddr,
+    source: Host,
     /// Connections of this path, until its handshake is complete.
     connecting: usize,
 }
 
 impl Admission {
     /// Counts a path from this address.
-    pub(super) fn of_path(directory: &Directory, source: IpAddr) -> Result<Self, Refusal> {
+    pub(super) fn of_path(directory: &Directory, source: Host) -> Result<Self, Refusal> {
         directory.count_path()?;
         Ok(Self {
             directory: directory.clone(),
@@ -50,13 +49,13 @@ impl Drop for Admission {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use super::super::directory::DirectoryLimits;
     use super::*;
 
-    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-    const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+    const ONE: Host = Host::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+    const TWO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)));
 
     #[test]
     fn paths_are_counted_until_they_are_gone() {

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 
+use rnbd_base::Host;
 use rnbd_bdev::{BdevIo, Channel, Desc};
 use rnbd_rtrs::srv::{PathKey, SessionKey};
 use rnbd_wire::extension::ServiceId;
@@ -14,7 +15,7 @@ pub(super) struct Service {
     /// By which a client that knows the extension notices that it is another one.
     pub(super) id: ServiceId,
     pub(super) sessname: String,
-    pub(super) client: std::net::IpAddr,
+    pub(super) client: Host,
     pub(super) session: Session,
     /// By the place of the device in `session`.
     pub(super) devices: Vec<Option<DeviceIo>>,

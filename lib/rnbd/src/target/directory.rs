@@ -1,10 +1,10 @@
 //! Which sessions there are in the process, and which shard serves each.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rnbd_base::Host;
 use rnbd_rtrs::srv::{Refusal, Tokens};
 use rnbd_wire::Name;
 use rnbd_wire::extension::ServiceId;
@@ -55,7 +55,7 @@ struct State {
     /// By transport.
     refusals: Vec<Vec<(Refusal, u64)>>,
     paths: usize,
-    connecting: HashMap<IpAddr, usize>,
+    connecting: HashMap<Host, usize>,
 }
 
 #[derive(Debug)]
@@ -203,7 +203,7 @@ impl Directory {
         self.lock().paths -= 1;
     }
 
-    pub(super) fn count_connecting(&self, source: IpAddr) -> Result<(), Refusal> {
+    pub(super) fn count_connecting(&self, source: Host) -> Result<(), Refusal> {
         let mut state = self.lock();
         let limit = state.limits.connecting_per_source;
         let count = state.connecting.entry(source).or_default();
@@ -214,7 +214,7 @@ impl Directory {
         Ok(())
     }
 
-    pub(super) fn uncount_connecting(&self, source: IpAddr, count: usize) {
+    pub(super) fn uncount_connecting(&self, source: Host, count: usize) {
         let mut state = self.lock();
         if let Some(connecting) = state.connecting.get_mut(&source) {
             *connecting = connecting.saturating_sub(count);

@@ -55,6 +55,9 @@ pub enum PathError {
     /// The peer broke the rules of the fabric, or the host's network failed.
     #[error("the connection failed: {0}")]
     Fabric(&'static str),
+    /// The transport cannot connect in this way, now or later.
+    #[error("{0} is not supported by this transport")]
+    Unsupported(&'static str),
     /// Nothing was heard of the server for too long.
     #[error("heartbeat lost")]
     HeartbeatLost,
@@ -116,6 +119,7 @@ impl PathError {
                 Errno::CONNRESET
             }
             Self::Requested => Errno::CANCELED,
+            Self::Unsupported(_) => Errno::OPNOTSUPP,
             Self::Violation(_) | Self::Version(_) => Errno::PROTO,
             Self::QueueDepthChanged { .. }
             | Self::MaxIoDiffers { .. }
@@ -128,7 +132,7 @@ impl PathError {
     pub fn is_worth_retrying(self) -> bool {
         !matches!(
             self,
-            Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_)
+            Self::QueueDepthChanged { .. } | Self::QueueTooShallow(_) | Self::Unsupported(_)
         )
     }
 }

@@ -1,8 +1,6 @@
 //! The sessions of one core, and the decision about each connection request.
 
-use std::net::IpAddr;
-
-use rnbd_base::Nanos;
+use rnbd_base::{Host, Nanos};
 use rnbd_wire::{Name, rtrs::ConReq};
 
 use super::config::{Config, ConfigError};
@@ -35,9 +33,9 @@ pub struct SessionKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// The client's address.
-    pub client: IpAddr,
+    pub client: Host,
     /// The server's address.
-    pub server: IpAddr,
+    pub server: Host,
 }
 
 /// One client's association.

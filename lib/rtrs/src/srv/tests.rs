@@ -1,7 +1,7 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
-use rnbd_base::{Errno, Nanos};
+use rnbd_base::{Errno, Host, Nanos};
 use rnbd_wire::rtrs::{ConReq, Descriptor, InfoReq, ReadFlags, ReadMsg, WriteMsg};
 use rnbd_wire::{Imm, ImmLayout, Name};
 
@@ -107,8 +107,8 @@ impl Bed {
 
 fn route(host: u8) -> Route {
     Route {
-        client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)),
-        server: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        client: Host::Ip(Ipv4Addr::new(192, 0, 2, host).into()),
+        server: Host::Ip(Ipv4Addr::LOCALHOST.into()),
     }
 }
 

@@ -142,7 +142,7 @@ fn kind(event: &rdma_cm_event) -> CmEventKind {
 
 /// The bytes that came along; events without any have a length of zero.
 fn private_data(event: &rdma_cm_event) -> PrivateData {
-    // SAFETY: identifiers here are of the TCP port space, for which this member is set; it is
+    // SAFETY: identifiers here are for reliable connections, for which this member is set; it is
     // zeroed for events that have nothing to say.
     let conn = unsafe { event.param.conn };
     if conn.private_data.is_null() {

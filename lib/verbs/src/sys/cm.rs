@@ -1,20 +1,19 @@
 //! Connection identifiers: the connection manager's side of a connection or listener.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rdma_sys::{
     ibv_device, rdma_accept, rdma_bind_addr, rdma_cm_id, rdma_conn_param, rdma_connect,
     rdma_create_id, rdma_destroy_id, rdma_disconnect, rdma_establish, rdma_init_qp_attr,
-    rdma_listen, rdma_migrate_id, rdma_port_space, rdma_reject, rdma_resolve_addr,
-    rdma_resolve_route, rdma_set_option,
+    rdma_listen, rdma_migrate_id, rdma_reject, rdma_resolve_addr, rdma_resolve_route,
+    rdma_set_option,
 };
-use rnbd_fabric::PrivateData;
+use rnbd_fabric::{Addr, PrivateData};
 use rustix::io::Errno;
-use socket2::SockAddr;
 
+use super::address::{RawAddr, port_space, read};
 use super::{CmChannel, QpAttr, QpState, check, last_errno};
 
 /// From `rdma_cma.h`, where they are an anonymous enum.
@@ -44,10 +43,11 @@ impl DeviceKey {
 }
 
 impl CmId {
-    /// A new identifier whose events come through `channel` and carry `token`.
-    pub(crate) fn new(channel: &Arc<CmChannel>, token: u64) -> Result<Self, Errno> {
+    /// A new identifier whose events come through `channel` and carry `token`, to be bound or
+    /// resolved to `addr`.
+    pub(crate) fn new(channel: &Arc<CmChannel>, token: u64, addr: &Addr) -> Result<Self, Errno> {
         let mut raw = std::ptr::null_mut();
-        let space = rdma_port_space::RDMA_PS_TCP;
+        let space = port_space(addr);
         let context = std::ptr::without_provenance_mut(token_bits(token));
         // SAFETY: the channel is open and kept by the result; `raw` has room.
         check(unsafe { rdma_create_id(channel.raw(), &raw mut raw, context, space) })?;
@@ -73,10 +73,10 @@ impl CmId {
     }
 
     /// Takes a local address.
-    pub(crate) fn bind(&self, addr: SocketAddr) -> Result<(), Errno> {
-        let addr = SockAddr::from(addr);
+    pub(crate) fn bind(&self, addr: Addr) -> Result<(), Errno> {
+        let addr = RawAddr::new(addr);
         // SAFETY: the identifier is alive, and the address is read only.
-        check(unsafe { rdma_bind_addr(self.raw(), addr.as_ptr().cast_mut().cast()) })
+        check(unsafe { rdma_bind_addr(self.raw(), addr.as_ptr().cast()) })
     }
 
     pub(crate) fn listen(&self, backlog: u32) -> Result<(), Errno> {
@@ -88,17 +88,14 @@ impl CmId {
     /// Finds the device and the way to `dst`.
     pub(crate) fn resolve_addr(
         &self,
-        src: Option<SocketAddr>,
-        dst: SocketAddr,
+        src: Option<Addr>,
+        dst: Addr,
         timeout_ms: u32,
     ) -> Result<(), Errno> {
-        let src = src.map(SockAddr::from);
-        let src = src
-            .as_ref()
-            .map_or(std::ptr::null(), |src| src.as_ptr())
-            .cast_mut();
-        let dst = SockAddr::from(dst);
-        let dst = dst.as_ptr().cast_mut();
+        let src = src.map(RawAddr::new);
+        let src = src.as_ref().map_or(std::ptr::null_mut(), RawAddr::as_ptr);
+        let dst = RawAddr::new(dst);
+        let dst = dst.as_ptr();
         let timeout = libc::c_int::try_from(timeout_ms).unwrap_or(libc::c_int::MAX);
         // SAFETY: the identifier is alive, and the addresses are read only.
         check(unsafe { rdma_resolve_addr(self.raw(), src.cast(), dst.cast(), timeout) })
@@ -181,19 +178,19 @@ impl CmId {
     }
 
     /// Our address.
-    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn local_addr(&self) -> Option<Addr> {
         // SAFETY: the identifier is alive.
         let addr = unsafe { &(*self.raw()).route.addr.src_addr_union };
         // SAFETY: a storage may be read whatever it holds.
-        socket_addr(unsafe { addr.src_storage })
+        read(unsafe { &addr.src_storage })
     }
 
     /// The peer's address.
-    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer_addr(&self) -> Option<Addr> {
         // SAFETY: the identifier is alive.
         let addr = unsafe { &(*self.raw()).route.addr.dst_addr_union };
         // SAFETY: as in `local_addr`.
-        socket_addr(unsafe { addr.dst_storage })
+        read(unsafe { &addr.dst_storage })
     }
 
     /// Sets the type of service of what it sends.
@@ -263,24 +260,6 @@ fn conn_param(qp_number: u32, data: &PrivateData, retries: u8) -> Result<rdma_co
         srq: 0,
         qp_num: qp_number,
     })
-}
-
-/// An IP address as librdmacm keeps it; IPv4 in IPv6's clothes is undressed.
-fn socket_addr(storage: libc::sockaddr_storage) -> Option<SocketAddr> {
-    let from = (&raw const storage).cast::<u8>();
-    let init = |to: *mut socket2::SockAddrStorage, len: *mut libc::socklen_t| {
-        let bytes = size_of::<libc::sockaddr_storage>();
-        // SAFETY: both are a `sockaddr_storage`, and they are different ones.
-        unsafe { std::ptr::copy_nonoverlapping(from, to.cast(), bytes) };
-        let bytes = libc::socklen_t::try_from(bytes).expect("128");
-        // SAFETY: `try_init` gives a valid place.
-        unsafe { len.write(bytes) };
-        Ok(())
-    };
-    // SAFETY: the closure initialises the whole storage.
-    let (_, addr) = unsafe { SockAddr::try_init(init) }.ok()?;
-    let addr = addr.as_socket()?;
-    Some(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
 }
 
 impl Drop for CmId {

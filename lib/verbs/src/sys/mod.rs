@@ -4,6 +4,7 @@
 //! and completion queue, those their device, a connection identifier its event channel. So
 //! objects may be let go in any order. Nothing here waits, except where a function says so.
 
+mod address;
 mod chain;
 mod channel;
 mod cm;

@@ -100,23 +100,46 @@ impl From<PolicyName> for Policy {
 }
 
 /// The address to connect from.
-pub(super) fn host(hostaddr: Option<&str>) -> Result<Option<Addr>, RpcError> {
-    hostaddr.map(|host| literal(host, "0", None)).transpose()
+fn host(hostaddr: Option<&str>, adrfam: Option<AdrFam>) -> Result<Option<Addr>, RpcError> {
+    let host = hostaddr.map(|host| literal(host, "0", adrfam));
+    host.transpose()
 }
 
+/// Where a path is to go, and where it is to start.
 #[derive(Deserialize)]
-struct AddPath {
-    name: String,
+pub(super) struct Ends {
     traddr: String,
     trsvcid: String,
     adrfam: Option<AdrFam>,
     hostaddr: Option<String>,
 }
 
+impl Ends {
+    /// The target's address, and ours if it was given. May block for as long as DNS does.
+    pub(super) fn addrs(&self) -> Result<(Addr, Option<Addr>), RpcError> {
+        // The family is said of the target's address only, but where that is a GID, so is ours,
+        // which may then be without its prefix too.
+        let family = self.adrfam.filter(|&family| family == AdrFam::Ib);
+        let from = host(self.hostaddr.as_deref(), family)?;
+        let to = resolve(&self.traddr, &self.trsvcid, self.adrfam)?;
+        if from.is_some_and(|from| from.is_gid() != to.is_gid()) {
+            let text = "traddr and hostaddr are not both GIDs, or both IP addresses";
+            return Err(RpcError::errno(Errno::INVAL, text));
+        }
+        Ok((to, from))
+    }
+}
+
+#[derive(Deserialize)]
+struct AddPath {
+    name: String,
+    #[serde(flatten)]
+    ends: Ends,
+}
+
 async fn add_path(system: Rc<System>, params: AddPath) -> RpcResult {
     let initiator = system.initiator.get(&system);
-    let addr = resolve(&params.traddr, &params.trsvcid, params.adrfam)?;
-    let host = host(params.hostaddr.as_deref())?;
+    let (addr, host) = params.ends.addrs()?;
     let path_id = ask(|reply| initiator.add_path(&params.name, addr, host, reply)).await?;
     Ok(json!(path_id))
 }
@@ -188,14 +211,14 @@ impl Fitting {
         let port = self.trsvcid.as_deref();
         let to = self.traddr.as_deref();
         let to = to.map(|to| literal(to, port.unwrap_or("0"), None));
-        let (to, from) = (to.transpose()?, host(self.hostaddr.as_deref())?);
+        let (to, from) = (to.transpose()?, host(self.hostaddr.as_deref(), None)?);
         let has_port = port.is_some();
         Ok(move |path: &PathReport| {
             let goes = |to: &Addr| {
                 let dst = &path.dst_addr;
-                dst.ip() == to.ip() && (!has_port || dst.port() == to.port())
+                dst.host() == to.host() && (!has_port || dst.port() == to.port())
             };
-            let comes = |from: &Addr| path.src_addr.as_ref().map(Addr::ip) == Some(from.ip());
+            let comes = |from: &Addr| path.src_addr.as_ref().map(Addr::host) == Some(from.host());
             let name = self.path.as_ref();
             to.as_ref().is_none_or(goes)
                 && from.as_ref().is_none_or(comes)
@@ -317,4 +340,31 @@ async fn reset_stats(system: Rc<System>, params: EachPath) -> RpcResult {
         initiator.reset_path_stats(&params.name, params.path_id, reply);
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addrs(json: serde_json::Value) -> Result<(Addr, Option<Addr>), RpcError> {
+        serde_json::from_value::<Ends>(json).unwrap().addrs()
+    }
+
+    /// As `bdev_rnbd` saves it.
+    #[test]
+    fn a_saved_path_between_gids_is_what_it_was() {
+        let at = |host: &str, port| Addr::new(host.parse().unwrap(), port);
+        let saved = json!({
+            "adrfam": "ib",
+            "traddr": "gid:fe80:0000:0000:0000:0000:0000:0000:0001",
+            "trsvcid": "1234",
+            "hostaddr": "gid:fe80:0000:0000:0000:0000:0000:0000:0002",
+        });
+        let ends = (at("gid:fe80::1", 1234), Some(at("gid:fe80::2", 0)));
+        assert_eq!(addrs(saved), Ok(ends));
+        let short = json!({
+            "adrfam": "ib", "traddr": "fe80::1", "trsvcid": "1234", "hostaddr": "fe80::2",
+        });
+        assert_eq!(addrs(short), Ok(ends));
+    }
 }

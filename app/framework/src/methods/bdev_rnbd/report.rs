@@ -80,7 +80,7 @@ fn io_path(path: &IoPath) -> Value {
         "latency_us": path.latency.map(|latency| latency.as_duration().as_micros()),
         "transport": {
             "trtype": path.trtype,
-            "traddr": path.dst_addr.ip().to_string(),
+            "traddr": path.dst_addr.host().to_string(),
             "trsvcid": path.dst_addr.port().to_string(),
         },
     })

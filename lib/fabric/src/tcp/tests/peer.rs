@@ -39,7 +39,7 @@ impl Host {
         let mut fabric = TcpFabric::new(config).unwrap();
         let any = Addr::Ip("127.0.0.1:0".parse().unwrap());
         let listener = fabric.listen(&any, &ListenOptions::default()).unwrap();
-        let Addr::Ip(addr) = fabric.listen_addr(listener).unwrap();
+        let addr = fabric.listen_addr(listener).unwrap().socket_addr().unwrap();
         Self {
             fabric,
             addr,

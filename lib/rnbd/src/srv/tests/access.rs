@@ -1,7 +1,5 @@
 //! Who may open what.
 
-use std::net::IpAddr;
-
 use rnbd_base::Errno;
 use rnbd_wire::rnbd::AccessMode::{self, Migration, ReadOnly, ReadWrite};
 
@@ -12,7 +10,7 @@ const CLIENT: &str = "192.0.2.1";
 fn request<'a>(dev_name: &'a str, mode: AccessMode) -> OpenRequest<'a> {
     OpenRequest {
         sessname: "clt1",
-        client: CLIENT.parse::<IpAddr>().unwrap(),
+        client: CLIENT.parse().unwrap(),
         dev_name,
         mode,
         device_id: 0,
