@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use crate::connection::{Connection, Link, State, Token};
 use crate::devices::DeviceId;
 use crate::fabric::VerbsFabric;
+use crate::lifecycle::NO_INFINIBAND;
 use crate::sys::{CmEvent, CmEventKind, CmId, Qp, QpSizes, QpState};
 
 /// Reasons of a reject that have a meaning here, of InfiniBand's list.
@@ -73,6 +74,7 @@ impl VerbsFabric {
         match (state, kind) {
             (_, CmEventKind::DeviceRemoved) => self.on_device_removed(conn),
             (State::Resolving, CmEventKind::AddrResolved) => self.on_address(conn),
+            (State::Resolving | State::Routing, CmEventKind::Unreachable) => self.on_no_way(conn),
             (State::Routing, CmEventKind::RouteResolved) => self.on_route(conn),
             (State::Asking, CmEventKind::ConnectResponse) => self.on_response(conn, data),
             (State::Accepted, CmEventKind::Established) => self.confirm(conn),
@@ -101,8 +103,20 @@ impl VerbsFabric {
 
     /// The way is known: makes the queue pair on the device that it starts from.
     fn on_address(&mut self, conn: ConnId) {
-        let outcome = self.prepare_connector(conn);
-        self.close_if_failed(conn, outcome);
+        match self.prepare_connector(conn) {
+            Err(Failure::Unreachable) => self.on_no_way(conn),
+            outcome => self.close_if_failed(conn, outcome),
+        }
+    }
+
+    /// There is no way to the peer. On `RoCE`, which knows GIDs too, a way to one is never found.
+    fn on_no_way(&mut self, conn: ConnId) {
+        let peer = self.connection(conn).and_then(|it| it.cm.peer_addr());
+        let failure = match peer {
+            Some(peer) if peer.is_gid() => NO_INFINIBAND,
+            _ => Failure::Unreachable,
+        };
+        self.close_if_failed(conn, Err(failure));
     }
 
     fn prepare_connector(&mut self, conn: ConnId) -> Result<(), Failure> {

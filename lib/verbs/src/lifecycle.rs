@@ -71,10 +71,13 @@ impl VerbsFabric {
         let cm = &connection.ok_or(Failure::Unreachable)?.cm;
         set_options(cm, &self.config);
         let started = cm.resolve_addr(params.src, params.dst, timeout_ms);
-        started.map_err(|errno| match errno {
-            Errno::CONNREFUSED => Failure::Refused,
-            errno if params.dst.is_gid() && lacks_infiniband(errno) => NO_INFINIBAND,
-            _ => Failure::Unreachable,
+        started.map_err(|errno| {
+            log::debug!("verbs: looking for the way to {}: {errno}", params.dst);
+            match errno {
+                Errno::CONNREFUSED => Failure::Refused,
+                _ if params.dst.is_gid() => NO_INFINIBAND,
+                _ => Failure::Unreachable,
+            }
         })
     }
 
@@ -221,7 +224,7 @@ impl Connection {
     }
 }
 
-const NO_INFINIBAND: Failure =
+pub(crate) const NO_INFINIBAND: Failure =
     Failure::Failed("no InfiniBand device of this host has or reaches this GID");
 
 /// Whether this is said to a GID where no device has it, or none is `InfiniBand`: RoCE's are not.
