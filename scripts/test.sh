@@ -110,16 +110,16 @@ suite_fio() {
 suite_fuzz() {
     need_rust
     need_packages c++=g++
-    local seconds=10 target
+    local seconds=10
     $long && seconds=600
     cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
     cd test/fuzz
-    for target in $(cargo fuzz list --fuzz-dir .); do
-        echo "fuzzing $target for $seconds s"
-        # Coverage needs only stable flags; address checks are left to miri and the types.
-        cargo fuzz run --fuzz-dir . --sanitizer none "$target" -- \
-            -max_total_time="$seconds" -verbosity=0 -print_final_stats=1 || return 1
-    done
+    # Coverage needs only stable flags; address checks are left to miri and the types.
+    cargo fuzz build --fuzz-dir . --sanitizer none || return 1
+    echo "fuzzing each target for $seconds s"
+    cargo fuzz list --fuzz-dir . | xargs -P "$(nproc)" -I TARGET \
+        cargo fuzz run --fuzz-dir . --sanitizer none TARGET -- \
+        -max_total_time="$seconds" -verbosity=0 -print_final_stats=1
 }
 
 suite_faults() {

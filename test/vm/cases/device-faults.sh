@@ -2,6 +2,7 @@
 about="links and devices that go and come back, targets that restart, under load of ours and of the kernel: a table"
 limit=${RNBD_FAULTS_LIMIT:-900}
 long=true
+alone=true
 
 # Which scenarios of guest/device_faults.py, and how often each fault.
 scenarios=${RNBD_FAULTS_SCENARIOS:-ours-to-ours two-paths kernel-to-ours ours-to-kernel}

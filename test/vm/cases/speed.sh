@@ -2,6 +2,7 @@
 about="kernel client on our target and on the kernel's server, side by side: a table of ratios"
 limit=900
 long=true
+alone=true
 
 # How long and how often each is measured, and in which modes.
 seconds=${RNBD_SPEED_SECONDS:-4}
