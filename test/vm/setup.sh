@@ -28,7 +28,7 @@ need_guest_packages() {
     export INITRD=No
     need_packages qemu-system-x86_64=qemu-system-x86 /usr/share/doc/busybox-static=busybox-static \
         cpio=cpio modprobe=kmod xz=xz-utils make=make gcc=gcc flock=util-linux \
-        ip=iproute2 rdma=iproute2 fio=fio rping=rdmacm-utils ibv_devices=ibverbs-utils \
+        ip=iproute2 rdma=iproute2 sysctl=procps fio=fio rping=rdmacm-utils ibv_devices=ibverbs-utils \
         ib_write_bw=perftest /usr/share/doc/rdma-core=rdma-core \
         /usr/share/doc/ibverbs-providers=ibverbs-providers \
         /usr/include/infiniband/verbs.h=libibverbs-dev /usr/include/rdma/rdma_cma.h=librdmacm-dev \
