@@ -205,9 +205,10 @@ impl DiskModel {
             let block = self.block_mut(at);
             block.is_shaken = true;
             let old = std::mem::take(&mut block.unflushed);
-            if old.is_empty() {
+            if old.is_empty() && block.possible.len() == 1 {
                 continue;
             }
+            // What a read on its way saw before shows nothing of what is there now.
             block.version += 1;
             for (_, content) in old {
                 add(&mut self.block_mut(at).possible, content);

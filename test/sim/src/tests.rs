@@ -40,6 +40,13 @@ fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
     assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
 }
 
+/// The disk's model took what a read had seen before a power failure for what was there after it.
+#[test]
+fn a_read_is_answered_after_a_power_failure_with_what_it_saw_before() {
+    let played = World::new(&Bench::new(), Scenario::new(3636, Shape::Short)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
 /// With all permits taken, a request that waited to be sent again never failed when its time was up,
 /// and its core never slept.
 #[test]

@@ -148,3 +148,16 @@ fn a_write_answered_before_a_power_failure_may_be_lost_when_the_answer_comes() {
         assert_eq!(reads_any_of(&disk, &[old, new]), [may_be_lost, true]);
     }
 }
+
+#[test]
+fn what_a_read_saw_before_a_power_failure_may_be_lost_when_its_answer_comes() {
+    let mut disk = DiskModel::new(1, SIZE, 4);
+    let old = written(&mut disk, Change::Durable);
+    let new = written(&mut disk, Change::Unknown);
+    let id = disk.begin_read(1..2);
+    disk.lose_power();
+    let mut bytes = [0; SIZE];
+    disk.encode(1, new, &mut bytes);
+    assert_eq!(disk.end_read(id, &bytes), Ok(()));
+    assert_eq!(reads_any_of(&disk, &[old, new]), [true, true]);
+}
