@@ -347,44 +347,61 @@ def check(command, log, environment=None):
 
 def median(results):
     """The median of each figure."""
-    return Result(*(statistics.median(getattr(r, name) for r in results) for name in ("iops", "p50", "p99")))
+    return Result(*(statistics.median(getattr(r, name) for r in results) for name in FIGURES))
+
+
+FIGURES = ("iops", "p50", "p99")
 
 
 def measure(servers, runs, seconds):
-    """The median result of every case of every server. They take turns in every run, as the machine's
-    speed drifts; whose turn it is not is stopped, as it would poll."""
-    results = {server: {} for server in servers}
+    """The results of every case of every server, one a round. In each round all servers have their
+    turn, as the machine's speed drifts; whose turn it is not is stopped, as it would poll."""
+    results = {server: {case: [] for case in CASES} for server in servers}
     with contextlib.ExitStack() as stack:
         processes = {}
         for server in servers:
             processes[server] = stack.enter_context(server.serve())
             processes[server].pause()
         for case in CASES:
-            samples = {server: [] for server in servers}
-            for server, process in [*processes.items()] * runs:
-                process.resume()
-                samples[server].append(server.run(case, seconds))
-                process.pause()
+            for number in range(runs):
+                # Back and forth, so that nobody is always the first.
+                for server in list(processes)[:: -1 if number % 2 else 1]:
+                    processes[server].resume()
+                    results[server][case].append(server.run(case, seconds))
+                    processes[server].pause()
             for server in servers:
-                result = results[server][case] = median(samples[server])
-                print(f"{server.name}: {case}: {result.iops:.0f} IOPS", file=sys.stderr)
+                print(f"{server.name}: {case}: {cell(results[server][case])}", file=sys.stderr)
     return results
 
 
-def cell(result):
-    """One cell of the table."""
+def cell(results):
+    """One cell of the table: medians."""
+    result = median(results)
     return f"{result.iops / 1e3:.1f} k, p50 {result.p50:.0f}, p99 {result.p99:.0f}"
 
 
+def ratio(ours, theirs):
+    """How many times as good as theirs our IOPS, p50 and p99 are: the medians of the ratios of the
+    rounds, since what both ran in one round they ran at nearly the same speed of the machine."""
+    def of(name):
+        values = [(getattr(our, name), getattr(their, name)) for our, their in zip(ours, theirs)]
+        return statistics.median(our / their if name == "iops" else their / our for our, their in values)
+    iops, p50, p99 = map(of, FIGURES)
+    return f"**{iops:.2f}**, p50 {p50:.2f}, p99 {p99:.2f}"
+
+
 def table(servers, results):
-    """The table, one row a case, with the ratios of the first server to each other one."""
+    """The table, one row a case, with the ratios of the first server to each other one, and of what
+    runs in SPDK to SPDK."""
     first, *others = servers
-    heads = [s.name for s in servers] + [f"{first.name} : {s.name}" for s in others]
+    pairs = [(first, other) for other in others]
+    pairs += [(one, other) for one in others if isinstance(one, RnbdInSpdk)
+              for other in others if isinstance(other, Spdk)]
+    heads = [s.name for s in servers] + [f"{one.name} : {other.name}" for one, other in pairs]
     lines = ["| kIOPS, latency µs | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for case in CASES:
-        mine = results[first][case]
         cells = [cell(results[s][case]) for s in servers]
-        cells += [f"{mine.iops / results[s][case].iops:.2f}" for s in others]
+        cells += [ratio(results[one][case], results[other][case]) for one, other in pairs]
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -454,7 +471,7 @@ def compare_kinds(kinds, args):
 def main():
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each case; the median counts")
+    parser.add_argument("--runs", type=int, default=3, help="rounds of each case; the median counts")
     parser.add_argument("--seconds", type=int, default=10, help="length of a run")
     parser.add_argument("--spdk", metavar="DIR", help="a built SPDK tree to measure too")
     parser.add_argument("--bdevperf", metavar="DIR",
@@ -472,7 +489,8 @@ def main():
         report += f"callgrind.\n\n{instructions()}\n"
     else:
         tables = (compare_fio if args.fio else compare_nbd if args.nbd else compare)(args)
-        report += f"medians of {args.runs} runs of {args.seconds} s.\n\n{tables}\n"
+        report += f"medians of {args.runs} rounds of {args.seconds} s each; ratios are medians of the rounds' own,"
+        report += f" above 1 where the first is better.\n\n{tables}\n"
     print(report)
     if args.out:
         pathlib.Path(args.out).write_text(report)
