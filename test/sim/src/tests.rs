@@ -58,7 +58,7 @@ fn a_request_that_waits_for_a_permit_fails_when_its_time_is_up() {
 /// Paths came back to a session that the server served anew, where no device was open.
 #[test]
 fn devices_are_opened_again_when_the_server_serves_a_session_anew() {
-    let played = World::new(&Bench::new(), Scenario::haunted(267)).run();
+    let played = World::new(&Bench::new(), Scenario::haunted(744)).run();
     assert!(played.is_ok(), "{played:?}");
 }
 
