@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 about="one, two and all RDMA devices deleted and added under verified load over two paths"
 limit=200
+alone=true
 
 prepare() {
     build_ours
