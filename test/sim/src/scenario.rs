@@ -265,6 +265,10 @@ impl Scenario {
         for disk in &mut scenario.disks {
             disk.slowest = 250;
         }
+        // An I/O that only takes its time is not to be given up.
+        if scenario.options.io_timeout_ms > 0 {
+            scenario.options.io_timeout_ms += 10_000;
+        }
         scenario
     }
 

@@ -40,6 +40,13 @@ fn every_kind_of_fault_occurs_among_a_hundred_seeds() {
     assert!(scenarios.iter().any(|scenario| !scenario.rtrs.new_rkey));
 }
 
+/// An I/O timeout that is shorter than the disks may take failed reads when nothing was wrong.
+#[test]
+fn slow_disks_are_waited_for() {
+    let played = World::new(&Bench::new(), Scenario::lingering(112)).run();
+    assert!(played.is_ok(), "{played:?}");
+}
+
 /// The disk's model took what a read had seen before a power failure for what was there after it.
 #[test]
 fn a_read_is_answered_after_a_power_failure_with_what_it_saw_before() {
