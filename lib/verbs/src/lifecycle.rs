@@ -227,14 +227,6 @@ impl Connection {
 pub(crate) const NO_INFINIBAND: Failure =
     Failure::Failed("no InfiniBand device of this host has or reaches this GID");
 
-/// Whether this is said to a GID where no device has it, or none is `InfiniBand`: RoCE's are not.
-pub(crate) fn lacks_infiniband(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::NODEV | Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT
-    )
-}
-
 /// Options are wishes: a device without them is used without.
 fn set_options(cm: &CmId, config: &crate::VerbsConfig) {
     let wishes = [

@@ -10,7 +10,6 @@ use rustix::io::Errno;
 use crate::connection::Token;
 use crate::fabric::VerbsFabric;
 use crate::host::Scrap;
-use crate::lifecycle::lacks_infiniband;
 use crate::sys::{CmChannel, CmId, DeviceKey};
 
 /// How long to wait before listening is tried again.
@@ -123,4 +122,12 @@ fn refused(errno: Errno, addr: Addr) -> FabricError {
             errno,
         },
     }
+}
+
+/// Whether this is said to a GID where no device has it, or none is `InfiniBand`: RoCE's are not.
+fn lacks_infiniband(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NODEV | Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT
+    )
 }
