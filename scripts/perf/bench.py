@@ -19,6 +19,9 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 BIN = REPO / "target" / "release"
 TARGET_CORE, INITIATOR_CORE = 0, 1
 DEVICE_MIB = 1024
+SPDK_MIB = 2048
+# What all servers and an initiator take together: two programs of SPDK's, two targets of rnbd's.
+HUGEPAGES_MIB = 2 * SPDK_MIB + 2 * (DEVICE_MIB + 256)
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,18 @@ def fio_result(report, case):
     return Result(side["iops"], percentile["50.000000"] / 1e3, percentile["99.000000"] / 1e3)
 
 
+def spdk_memory():
+    """How an SPDK program gets its memory: of hugepages where the machine has enough for all."""
+    size = ["-s", str(SPDK_MIB)]
+    return size if hugepages_mib() >= HUGEPAGES_MIB else ["--no-huge", *size]
+
+
+def hugepages_mib():
+    """MiB of hugepages that were set aside, in use or not."""
+    lines = dict(line.split(":") for line in open("/proc/meminfo"))
+    return int(lines["HugePages_Total"]) * int(lines["Hugepagesize"].split()[0]) // 1024
+
+
 class Spdk:
     """SPDK's NVMe/TCP target and bdevperf, from a build of it."""
 
@@ -261,7 +276,7 @@ class Spdk:
         config.write_text(json.dumps(self.config()))
         programs = [self.build / "build/bin" / name for name in ("nvmf_tgt", "spdk_tgt")]
         program = next(filter(pathlib.Path.exists, programs))
-        command = [program, "-m", f"[{TARGET_CORE}]", "--disable-cpumask-locks", "--no-huge", "-s", "2048"]
+        command = [program, "-m", f"[{TARGET_CORE}]", "--disable-cpumask-locks", *spdk_memory()]
         command += ["-r", self.work / "spdk.sock", "-c", config]
         return wait_for(lambda: listens(self.port), Server(command, self.work / "spdk.log"))
 
@@ -317,7 +332,7 @@ def bdevperf(server, attach, case, seconds, environment=None):
     bdev = {"subsystem": "bdev", "config": [{"method": method, "params": params}]}
     config = server.work / "bdevperf.json"
     config.write_text(json.dumps({"subsystems": [bdev]}))
-    command = [server.build / "build/examples/bdevperf", "-m", f"[{INITIATOR_CORE}]", "--no-huge", "-s", 2048]
+    command = [server.build / "build/examples/bdevperf", "-m", f"[{INITIATOR_CORE}]", *spdk_memory()]
     command += ["-r", server.work / "bdevperf.sock", "-c", config, "-q", case.depth, "-o", case.block]
     command += ["-w", case.rw, "-t", seconds, "-l"]
     log = server.work / "bdevperf.log"
@@ -433,7 +448,8 @@ def count_instructions(program, op, side):
 def machine():
     """What it ran on."""
     model = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
-    return f"{os.cpu_count()} cores of {model}, Linux {os.uname().release}"
+    pages = f"hugepages of {hugepages_mib()} MiB" if hugepages_mib() else "no hugepages"
+    return f"{os.cpu_count()} cores of {model}, Linux {os.uname().release}, {pages}"
 
 
 def compare(args):

@@ -17,6 +17,7 @@ use rnbd_reactor::{CoreMask, PollerId, Reactors};
 use rnbd_rpc::{Handle, Notifications, RpcError};
 use rnbd_rtrs::HeartbeatConfig;
 use rnbd_rtrs::srv::{self, ExtensionConfig};
+use rnbd_wire::{ImmLayout, limits};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -51,7 +52,9 @@ pub(crate) struct RtrsOptions {
 pub(crate) struct TransportOptions {
     pub(crate) trtype: TrType,
     sess_queue_depth: u16,
-    max_chunk_size: u32,
+    /// `None`: by transport, see `chunk_bytes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_chunk_size: Option<u32>,
     /// `None`: wherever the devices can.
     #[serde(skip_serializing_if = "Option::is_none")]
     always_invalidate: Option<bool>,
@@ -287,7 +290,7 @@ impl Target {
         }
         let rtrs = srv::Config {
             queue_depth: transport.sess_queue_depth,
-            chunk_bytes: transport.max_chunk_size,
+            chunk_bytes: transport.chunk_bytes(),
             new_rkey: transport.always_invalidate.unwrap_or(can_invalidate),
             cons_per_path: transport.connections_per_path_max,
             extension: Some(ExtensionConfig {
@@ -301,6 +304,22 @@ impl Target {
                 .as_ref()
                 .map_or(rtrs, |options| options.apply_to(rtrs)),
         }
+    }
+}
+
+impl TransportOptions {
+    /// Bytes of a chunk. Between two of this project a block of 128 KiB, which many programs ask
+    /// for, is one request; the kernel's clients are given what they are used to.
+    fn chunk_bytes(&self) -> u32 {
+        /// 128 KiB and a header.
+        const ROOMY: u32 = limits::CHUNK_BYTES_DEFAULT + limits::HEADER_BYTES;
+        let fits = ImmLayout::new(self.sess_queue_depth).is_some_and(|layout| layout.fits(ROOMY));
+        let fallback = match self.trtype {
+            TrType::Rdma => limits::CHUNK_BYTES_DEFAULT,
+            TrType::Tcp | TrType::Shm if fits => ROOMY,
+            TrType::Tcp | TrType::Shm => limits::CHUNK_BYTES_DEFAULT,
+        };
+        self.max_chunk_size.unwrap_or(fallback)
     }
 }
 

@@ -320,6 +320,25 @@ fn a_listener_is_refused_where_there_is_one() {
 }
 
 #[test]
+fn a_chunk_over_tcp_has_room_for_128_kib_where_a_path_may_have_as_many() {
+    let fixture = Fixture::running();
+    let largest = |params: Value| {
+        fixture.call("rtrs_create_transport", params);
+        let transport = fixture.ask("rtrs_get_transports")[0].clone();
+        fixture.call("rtrs_delete_transport", json!({"trtype": "TCP"}));
+        (
+            transport["max_chunk_size"].clone(),
+            transport["max_io_size"].clone(),
+        )
+    };
+    assert_eq!(largest(json!({})), (json!(135_168), json!(131_072)));
+    let deep = json!({"sess_queue_depth": 2048});
+    assert_eq!(largest(deep), (json!(131_072), json!(126_976)));
+    let asked = json!({"max_chunk_size": 12_288});
+    assert_eq!(largest(asked), (json!(12_288), json!(8192)));
+}
+
+#[test]
 fn bad_input_is_named() {
     let fixture = Fixture::running();
     let cases = [

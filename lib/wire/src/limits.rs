@@ -30,7 +30,7 @@ pub const QUEUE_DEPTH_DEFAULT: u16 = 512;
 /// Bytes of a chunk unless a server is told otherwise.
 pub const CHUNK_BYTES_DEFAULT: u32 = 128 * 1024;
 
-/// The smallest chunk; a chunk is a power of two.
+/// The smallest chunk.
 pub const CHUNK_BYTES_MIN: u32 = 8192;
 
 /// What a server keeps of each chunk for headers: its page size.

@@ -10,7 +10,8 @@ use crate::HeartbeatConfig;
 pub struct Config {
     /// Chunks of a path, 1 … 65535.
     pub queue_depth: u16,
-    /// Bytes of a chunk: a power of two, at least 8192; all chunks together at most 256 MiB.
+    /// Bytes of a chunk: a multiple of 4096, at least 8192; all chunks together at most 256 MiB.
+    /// The kernel's server takes only powers of two, its client any size (protocol.md 3.4).
     pub chunk_bytes: u32,
     /// Whether a chunk is closed to the client while its request is served (`always_invalidate`).
     pub new_rkey: bool,
@@ -59,7 +60,7 @@ pub enum ConfigError {
     #[error("queue depth is 0, must be 1 to 65535")]
     QueueDepth,
     /// Clients could not lay out their requests.
-    #[error("chunk size is {0}, must be a power of two of at least 8192 bytes")]
+    #[error("chunk size is {0}, must be a multiple of 4096 of at least 8192 bytes")]
     ChunkBytes(u32),
     /// The immediate has no room for chunk index and offset.
     #[error("{queue_depth} chunks of {chunk_bytes} bytes exceed the 256 MiB that RTRS can address")]
@@ -84,7 +85,8 @@ impl Config {
     /// The first that is not.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let layout = ImmLayout::new(self.queue_depth).ok_or(ConfigError::QueueDepth)?;
-        if !self.chunk_bytes.is_power_of_two() || self.chunk_bytes < limits::CHUNK_BYTES_MIN {
+        let whole = self.chunk_bytes.is_multiple_of(limits::HEADER_BYTES);
+        if !whole || self.chunk_bytes < limits::CHUNK_BYTES_MIN {
             return Err(ConfigError::ChunkBytes(self.chunk_bytes));
         }
         if !layout.fits(self.chunk_bytes) {
@@ -138,8 +140,8 @@ mod tests {
             Err(ConfigError::ChunkBytes(4096))
         );
         assert_eq!(
-            with(|c| c.chunk_bytes = 12288),
-            Err(ConfigError::ChunkBytes(12288))
+            with(|c| c.chunk_bytes = 12_289),
+            Err(ConfigError::ChunkBytes(12_289))
         );
         let area = with(|c| c.queue_depth = 2049).unwrap_err();
         assert!(area.to_string().contains("256 MiB"), "{area}");

@@ -15,6 +15,7 @@ pub(super) fn transport(transport: &Transport) -> Value {
     let mut json = json!(transport.options);
     let config = transport.handle.config();
     json["always_invalidate"] = json!(config.rtrs.new_rkey);
+    json["max_chunk_size"] = json!(config.rtrs.chunk_bytes);
     json["max_io_size"] = json!(config.rtrs.max_io_bytes());
     json
 }
