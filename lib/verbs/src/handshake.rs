@@ -30,8 +30,11 @@ const REJECT_INVALID_SERVICE: i32 = 8;
 const REJECT_CONSUMER: i32 = 28;
 
 /// The device ends a queue pair by itself only for what the peer sent, or with an error completion.
-pub(crate) const STOPPED: CloseReason =
-    CloseReason::Violation("the device stopped the queue pair: the peer broke a rule");
+/// Soft-RoCE may leave that completion out: it does a bind again when it sends again what came
+/// before the bind, which fails (docs/operations.md).
+pub(crate) const STOPPED: CloseReason = CloseReason::Violation(
+    "the device stopped the queue pair, as it does when the peer breaks a rule",
+);
 
 /// The peer is looked for anew when the path reconnects.
 const ADDR_CHANGED: CloseReason =

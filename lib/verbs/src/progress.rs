@@ -188,6 +188,7 @@ impl VerbsFabric {
             CloseReason::Failed("the device stopped the queue pair")
         };
         drop(named);
+        log::info!("verbs: {conn:?}: its device stopped queue pair {number}: {reason:?}");
         self.end(conn, reason);
     }
 
