@@ -307,6 +307,9 @@ pub struct WorkRequest {
     pub sges: [Sge; 2],
     /// Whether a completion is wanted.
     pub signaled: bool,
+    /// Whether the local bytes may be taken even after the completion, whatever is in that memory
+    /// then, because it is the content of a device. Lets a fabric send without a copy.
+    pub lent: bool,
 }
 
 impl WorkRequest {
@@ -318,6 +321,7 @@ impl WorkRequest {
             op,
             sges: [Sge::EMPTY; 2],
             signaled: false,
+            lent: false,
         }
     }
 
@@ -332,6 +336,13 @@ impl WorkRequest {
     #[must_use]
     pub fn with_sges(mut self, first: Sge, second: Sge) -> Self {
         self.sges = [first, second];
+        self
+    }
+
+    /// With local bytes that may be taken at any later time ([`WorkRequest::lent`]).
+    #[must_use]
+    pub fn lent(mut self) -> Self {
+        self.lent = true;
         self
     }
 

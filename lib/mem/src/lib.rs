@@ -8,16 +8,19 @@
 //! of the process (a freed buffer's pages go back to the system, its address range to the next
 //! buffer of that size), so a span always points at mapped memory. And nobody ever forms a
 //! reference to the bytes behind a span, because a peer may write them at any time: they are
-//! copied in and out, or handed to the kernel or a device by address.
+//! copied in and out, or handed to the kernel or a device by address; a [`LendingPipe`] hands pages to
+//! a socket.
 //!
 //! This crate knows no protocol and no device; `lib/fabric` registers spans with devices.
 
 mod chunk_pool;
+mod lending;
 mod mapping;
 mod memory;
 mod span;
 
 pub use chunk_pool::ChunkPool;
+pub use lending::LendingPipe;
 pub use mapping::{PageSize, Pages};
 pub use memory::{Buffer, Memory, MemoryConfig, MemoryError, MemoryUsage, Pin};
 pub use span::{MappingId, Span};

@@ -148,7 +148,8 @@ pub(crate) fn populate(span: &Span) -> Result<(), Errno> {
     unsafe { madvise(span.as_ptr().cast(), span.len(), Advice::LinuxPopulateWrite) }
 }
 
-fn last_errno() -> Errno {
+/// Why the system call before failed.
+pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 

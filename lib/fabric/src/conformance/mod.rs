@@ -99,6 +99,7 @@ macro_rules! conformance_tests {
             transfer::two_pieces_arrive_as_one,
             transfer::writes_may_be_empty,
             transfer::large_writes_and_sends_arrive_whole,
+            transfer::lent_memory_arrives_whole_and_in_its_place,
             transfer::only_signalled_operations_complete_and_in_order,
             transfer::both_directions_at_once_do_not_disturb_each_other,
             transfer::many_connections_do_not_mix,

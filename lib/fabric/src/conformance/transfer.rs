@@ -188,6 +188,33 @@ pub fn large_writes_and_sends_arrive_whole<T: Testbed>() {
     assert!(inbox.bytes(0, DESCRIPTORS) == pattern(6, DESCRIPTORS));
 }
 
+/// Lent memory of any size, between and beside what is not lent, arrives like any other.
+pub fn lent_memory_arrives_whole_and_in_its_place<T: Testbed>() {
+    const LENS: [usize; 7] = [1, 32_767, 32_768, 131_072, 131_073, 1 << 20, 20_000];
+    let (mut rig, link) = linked::<T>();
+    let chunk = rig.region(link.server, 4 << 20, Access::RemoteWrite);
+    rig.post_empty_recvs(link.server, 8);
+    let own = source(&mut rig, link.client, 1, 20_000);
+    let lent = source(&mut rig, link.client, 2, (1 << 20) + 3);
+    let mut expected = Vec::new();
+    let end_of = |bytes: &Vec<u8>| chunk.remote(bytes.len() as u64);
+    for (imm, len) in (0..).zip(LENS) {
+        let write = WrOp::Write(end_of(&expected));
+        let wr = WorkRequest::new(write).with_sges(lent.sge(3, len), own.sge(0, 24));
+        rig.post_wr(link.client, &wr.lent());
+        expected.extend(&pattern(2, (1 << 20) + 3)[3..3 + len]);
+        expected.extend(&pattern(1, 24));
+        let write = WrOp::WriteImm(end_of(&expected), imm);
+        let wr = WorkRequest::new(write).with_sge(own.sge(0, 20_000));
+        rig.post_wr(link.client, &wr);
+        expected.extend(pattern(1, 20_000));
+    }
+    for (imm, _) in (0..).zip(LENS) {
+        assert_eq!(rig.write_imm(link.server), imm);
+    }
+    assert!(chunk.bytes(0, expected.len()) == expected);
+}
+
 /// One completion for each that was asked for, none for the others.
 pub fn only_signalled_operations_complete_and_in_order<T: Testbed>() {
     let (mut rig, link) = linked::<T>();

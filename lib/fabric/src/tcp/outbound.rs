@@ -13,7 +13,7 @@
 
 use std::os::fd::AsFd;
 
-use rnbd_mem::Span;
+use rnbd_mem::{LendingPipe, Span};
 use rustix::io::Errno;
 
 use crate::tcp::frame::{CHAIN_MAX, FrameKind, HEADER_BYTES, Header};
@@ -26,7 +26,10 @@ const CHAIN_PAYLOAD_BYTES: u64 = 64 << 10;
 
 /// One syscall takes no further chain once it has this many bytes. What is left waits for the next
 /// poll, so that sending and receiving alternate and the data in flight stays in the caches.
-const BURST_BYTES: usize = 512 << 10;
+const BURST_BYTES: u64 = 512 << 10;
+
+/// Lent memory from this size on is sent without a copy, by two more system calls.
+const LEND_BYTES: usize = 32 << 10;
 
 /// A posted operation.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +38,7 @@ struct Entry {
     payload_bytes: u32,
     wr_id: u64,
     signaled: bool,
+    lent: bool,
     what: What,
     /// Set in the first entry of a chain.
     chain: Chain,
@@ -59,6 +63,7 @@ impl Entry {
         payload_bytes: 0,
         wr_id: 0,
         signaled: false,
+        lent: false,
         what: What::Local,
         chain: Chain {
             entries: 0,
@@ -79,6 +84,26 @@ pub(super) struct Outbound {
     tail: u32,
     /// Bytes of the chain at `sent` that the kernel took.
     chain_sent: u64,
+    lending: Lending,
+}
+
+/// How lent memory is sent.
+#[derive(Debug, Default)]
+enum Lending {
+    /// None was sent yet.
+    #[default]
+    Untried,
+    Through(LendingPipe),
+    /// Like any other: there is no pipe to be had.
+    Impossible,
+}
+
+/// What goes next, in one system call.
+enum Next {
+    /// Pieces to copy; `lent_follows` them.
+    Copied { lent_follows: bool },
+    /// A stretch of lent memory, and whether other chains wait behind it.
+    Lent(Span, bool),
 }
 
 impl Outbound {
@@ -113,6 +138,7 @@ impl Outbound {
             payload_bytes,
             wr_id: wr.wr_id,
             signaled: wr.signaled || what == What::Local,
+            lent: wr.lent,
             what,
             chain: Chain::default(),
         };
@@ -145,22 +171,47 @@ impl Outbound {
     pub(super) fn transmit(&mut self, socket: impl AsFd) -> Result<bool, Errno> {
         self.form_chains();
         self.advance(0);
-        let mut taken = 0;
-        if self.sent != self.chained {
-            taken = self.send_burst(socket)?;
+        let mut burst = 0;
+        while self.sent != self.chained && burst < BURST_BYTES {
+            let (taken, goes_on) = self.send_next(&socket, BURST_BYTES - burst)?;
             self.advance(taken);
+            burst += taken;
+            if !goes_on {
+                break;
+            }
         }
         self.retire();
-        Ok(taken > 0)
+        Ok(burst > 0)
     }
 
-    fn send_burst(&self, socket: impl AsFd) -> Result<u64, Errno> {
+    /// One system call's worth of at most about `limit` bytes. Returns how much the kernel took,
+    /// and whether there is more to send and room for it.
+    fn send_next(&mut self, socket: impl AsFd, limit: u64) -> Result<(u64, bool), Errno> {
         let mut outgoing = Outgoing::new();
-        self.gather(&mut outgoing);
-        match outgoing.send(socket) {
-            Ok(taken) => Ok(taken as u64),
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(0),
-            Err(errno) => Err(errno),
+        match self.gather(&mut outgoing, limit) {
+            Next::Lent(span, more) => self.lend(socket, span, more),
+            Next::Copied { lent_follows } => {
+                let taken = taken_of(outgoing.send(socket, lent_follows))?;
+                Ok((taken as u64, lent_follows && taken == outgoing.bytes()))
+            }
+        }
+    }
+
+    /// As [`Self::send_next`], of lent memory.
+    fn lend(&mut self, socket: impl AsFd, span: Span, more: bool) -> Result<(u64, bool), Errno> {
+        let Lending::Through(pipe) = &mut self.lending else {
+            self.lending = LendingPipe::new().map_or_else(lending_failed, Lending::Through);
+            return Ok((0, true));
+        };
+        match pipe.send(socket, span, more) {
+            Err(errno) if !pipe.is_holding() => {
+                self.lending = lending_failed(errno);
+                Ok((0, true))
+            }
+            sent => {
+                let taken = taken_of(sent)?;
+                Ok((taken as u64, taken > 0 && !pipe.is_holding()))
+            }
         }
     }
 
@@ -222,48 +273,65 @@ impl Outbound {
         chain
     }
 
-    /// As many chains as fit into one syscall.
-    fn gather<'a>(&'a self, outgoing: &mut Outgoing<'a>) {
+    /// As many chains as fit into one syscall, up to the next lent memory.
+    fn gather<'a>(&'a self, outgoing: &mut Outgoing<'a>, limit: u64) -> Next {
         let (mut position, mut skip) = (self.sent, self.chain_sent);
         while position != self.chained {
-            let chain = self.entries[self.slot(position)].chain;
+            let first = self.slot(position);
+            let chain = self.entries[first].chain;
             let pieces_max = 1 + 2 * chain.entries as usize;
-            if outgoing.room() < pieces_max || outgoing.bytes() >= BURST_BYTES {
-                return;
+            if outgoing.room() < pieces_max || outgoing.bytes() as u64 >= limit {
+                break;
             }
-            if chain.bytes > 0 {
-                self.gather_chain(outgoing, self.slot(position), chain, skip);
-            }
-            skip = 0;
             position = position.wrapping_add(chain.entries);
+            let lent = (chain.bytes > 0)
+                .then(|| self.gather_chain(outgoing, first, chain, skip))
+                .flatten();
+            match lent {
+                Some(span) if outgoing.bytes() == 0 => {
+                    return Next::Lent(span, position != self.chained);
+                }
+                Some(_) => return Next::Copied { lent_follows: true },
+                None => skip = 0,
+            }
+        }
+        Next::Copied {
+            lent_follows: false,
         }
     }
 
-    /// A chain without its first `skip` bytes.
+    /// A chain without its first `skip` bytes, up to the next lent memory, which is returned.
     fn gather_chain<'a>(
         &'a self,
         outgoing: &mut Outgoing<'a>,
         first: usize,
         chain: Chain,
         skip: u64,
-    ) {
+    ) -> Option<Span> {
         let end = first + chain.entries as usize;
         let mut skip = usize::try_from(skip).expect("less than the memory it counts");
         let headers = &self.headers[first * HEADER_BYTES..end * HEADER_BYTES];
         outgoing.push_bytes(&headers[skip.min(headers.len())..]);
         skip = skip.saturating_sub(headers.len());
-        for span in self.entries[first..end]
-            .iter()
-            .flat_map(|entry| &entry.payload)
-        {
-            let skipped = skip.min(span.len());
-            skip -= skipped;
-            if skipped == 0 {
-                outgoing.push_span(*span);
-            } else if let Some(rest) = span.slice(skipped, span.len() - skipped) {
-                outgoing.push_span(rest);
+        for entry in &self.entries[first..end] {
+            for span in &entry.payload {
+                let skipped = skip.min(span.len());
+                skip -= skipped;
+                let rest = span.slice(skipped, span.len() - skipped);
+                let rest = rest.filter(|rest| !rest.is_empty());
+                match rest {
+                    Some(rest) if self.lends(entry, span) => return Some(rest),
+                    Some(rest) => outgoing.push_span(rest),
+                    None => {}
+                }
             }
         }
+        None
+    }
+
+    /// Whether a piece of an operation goes without a copy.
+    fn lends(&self, entry: &Entry, span: &Span) -> bool {
+        entry.lent && span.len() >= LEND_BYTES && !matches!(self.lending, Lending::Impossible)
     }
 
     /// Counts `taken` further bytes as sent.
@@ -287,6 +355,19 @@ impl Outbound {
             self.head = self.head.wrapping_add(1);
         }
     }
+}
+
+/// What the kernel took, with nothing being no failure.
+fn taken_of(sent: Result<usize, Errno>) -> Result<usize, Errno> {
+    match sent {
+        Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(0),
+        sent => sent,
+    }
+}
+
+fn lending_failed(errno: Errno) -> Lending {
+    log::info!("memory is sent by copying: no pipe: {errno}");
+    Lending::Impossible
 }
 
 /// The header of an operation's frame; `None` if the peer has no part in it.

@@ -40,6 +40,7 @@ pub(super) fn listen(
         sockopt::set_ipv6_v6only(&socket, true).map_err(failed("IPV6_V6ONLY"))?;
     }
     set_buffers(&socket, config).map_err(failed("socket buffers"))?;
+    spare_pacing(&socket, ip);
     net::bind(&socket, ip).map_err(|errno| match errno {
         Errno::ADDRINUSE => FabricError::AddrInUse(ip.to_string()),
         Errno::ADDRNOTAVAIL => FabricError::AddrNotAvailable(ip.to_string()),
@@ -57,6 +58,7 @@ pub(super) fn listen(
 pub(super) fn open(dst: &SocketAddr, config: &TcpConfig) -> Result<OwnedFd, Errno> {
     let socket = stream(dst)?;
     set_buffers(&socket, config)?;
+    spare_pacing(&socket, dst);
     set_up(&socket, config)?;
     Ok(socket)
 }
@@ -104,6 +106,17 @@ fn set_buffers(socket: impl AsFd + Copy, config: &TcpConfig) -> Result<(), Errno
         sockopt::set_socket_recv_buffer_size(socket, bytes)?;
     }
     Ok(())
+}
+
+/// On loopback there is no network to be fair to, and a congestion control that spreads packets over
+/// time, as BBR does, costs a timer for each burst. So the plain one, which every kernel has; from the
+/// start, because a connection that was once paced stays so.
+fn spare_pacing(socket: impl AsFd, addr: &SocketAddr) {
+    if addr.ip().is_loopback()
+        && let Err(errno) = sockopt::set_tcp_congestion(socket, "reno")
+    {
+        log::debug!("congestion control for {addr}: {errno}");
+    }
 }
 
 fn set_up(socket: impl AsFd + Copy, config: &TcpConfig) -> Result<(), Errno> {

@@ -91,11 +91,13 @@ impl<'a> Outgoing<'a> {
         self.0.bytes
     }
 
-    /// Hands the pieces to the kernel without blocking; returns how many bytes it took.
-    pub(super) fn send(&self, socket: impl AsFd) -> Result<usize, Errno> {
+    /// Hands the pieces to the kernel without blocking; returns how many bytes it took. `more`:
+    /// other bytes follow at once, so that the last packet may wait for them.
+    pub(super) fn send(&self, socket: impl AsFd, more: bool) -> Result<usize, Errno> {
         let message = self.0.message();
         let fd = socket.as_fd().as_raw_fd();
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let more = if more { libc::MSG_MORE } else { 0 };
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
         // SAFETY: `message` names initialised pieces, each mapped and readable: borrowed bytes
         // outlive `self`, and memory named by a span stays mapped (`rnbd_mem`).
         result(unsafe { libc::sendmsg(fd, &raw const message, flags) })

@@ -1,5 +1,6 @@
 mod conformance;
 mod hostile;
 mod idle;
+mod lent;
 mod peer;
 mod streams;

@@ -107,7 +107,11 @@ impl<F: Fabric> Poster<'_, F> {
             };
             let sge;
             (sge, device) = self.data(msg_id, data.len);
-            self.post_one(answer, &WorkRequest::new(WrOp::Write(to)).with_sge(sge))?;
+            let mut write = WorkRequest::new(WrOp::Write(to)).with_sge(sge);
+            if device.is_some() {
+                write = write.lent();
+            }
+            self.post_one(answer, &write)?;
         }
         let rkey_rsp = self.open_chunk(msg_id, answer)?;
         if let Some(key) = answer.invalidate {
