@@ -272,12 +272,14 @@ impl VerbsFabric {
         }
         let qp = qp?;
         let sizes = qp.sizes();
+        let adapter = self.devices.get(device);
+        let is_soft_roce = adapter.is_some_and(|it| it.device.limits().is_soft_roce);
         let connection = self
             .connection_mut(conn)
             .ok_or(FabricError::Stale("connection"))?;
         connection.domain = Some(domain);
         connection.link = Some(Link { qp, device });
-        connection.sends.set_room(sizes.send_wrs);
+        connection.sends.set_room(sizes.send_wrs, is_soft_roce);
         let fits = connection.recvs.set_sizes(limits.recv_wrs, sizes.recv_wrs);
         fits.map_err(|_| FabricError::Limit {
             what: "receives of the connection",
