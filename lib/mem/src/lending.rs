@@ -18,7 +18,8 @@ const PIPE_BYTES: usize = 256 << 10;
 /// that is after [`LendingPipe::send`] has returned. So what is lent has to be right to send at any
 /// later time, as the content of a disk in memory is: whatever is written to it meanwhile, a reader
 /// that has no answer yet may get to see. Pages given back to the system stay with the kernel as
-/// long as it needs them.
+/// long as it needs them; those of memory that is pinned for a device are not given back when their
+/// buffer is freed but used again, so pinned memory is not for lending.
 ///
 /// The kernel raises `SIGPIPE` for a socket whose peer is gone; Rust programs ignore it.
 #[derive(Debug)]

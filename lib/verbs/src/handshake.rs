@@ -30,8 +30,8 @@ const REJECT_INVALID_SERVICE: i32 = 8;
 const REJECT_CONSUMER: i32 = 28;
 
 /// The device ends a queue pair by itself only for what the peer sent, or with an error completion.
-/// Soft-RoCE may leave that completion out: it does a bind again when it sends again what came
-/// before the bind, which fails (docs/operations.md).
+/// Soft-RoCE may leave that completion out, as when local work that it repeats fails
+/// (`crate::send_queue` keeps it from that).
 pub(crate) const STOPPED: CloseReason = CloseReason::Violation(
     "the device stopped the queue pair, as it does when the peer breaks a rule",
 );

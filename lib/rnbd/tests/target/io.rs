@@ -11,6 +11,26 @@ use rnbd_wire::rnbd::{AccessMode, IoFlags, Op};
 use crate::client::{Client, Identity, Image, io};
 use crate::rig::{BLOCK, BLOCKS, DEPTH, Loopback, Options, Rig, Sim, World, new_rkey};
 
+/// Of a disk that is memory, a large answer is not copied on its way: the client sees what was
+/// written after the target was done with its read.
+#[test]
+fn large_reads_are_lent_to_the_socket() {
+    const BYTES: usize = 64 << 10;
+    let mut options = Options::default();
+    options.rtrs.chunk_bytes = 128 << 10;
+    let mut rig = Rig::new(Loopback::new(), options);
+    let (mut client, id) = rig.up_with("disk");
+    client.read(1, 0, BYTES, &io(id, Op::Read, 0, BYTES).to_bytes());
+    client.poll(rig.now);
+    let posted = rig.stats()[0].fabric.send_wrs;
+    rig.steps(1000, &mut []);
+    assert!(rig.stats()[0].fabric.send_wrs > posted, "no answer yet");
+    let desc = rig.services.registry.open("Malloc0", true).unwrap();
+    desc.bdev().memory().unwrap().fill(9);
+    rig.expect(&mut client, Ok(()));
+    assert!(client.data(0, BYTES) == vec![9; BYTES], "it was copied");
+}
+
 /// Random writes and reads over all connections and chunks against a model of the disk.
 fn data_is_kept<W: World>(world: W, options: Options) {
     let mut rig = Rig::new(world, options);

@@ -1,9 +1,12 @@
-//! Memory that is sent without a copy, and memory that is not.
+//! Memory that is sent without a copy, and memory that is not; connections that are not paced.
+
+use rustix::net::sockopt::tcp_congestion;
 
 use super::peer::{Host, Raw, buffer};
 use crate::Fabric;
 use crate::tcp::TcpConfig;
 use crate::tcp::frame::HEADER_BYTES;
+use crate::tcp::socket;
 use crate::types::{Sge, WorkRequest, WrOp};
 
 /// What the peer receives of memory that changes from 1 to 2 when its sending has completed, and
@@ -50,4 +53,15 @@ fn little_lent_memory_is_copied() {
         received(&mut raw, &mut host, 16 << 10, true),
         vec![1; 16 << 10]
     );
+}
+
+#[test]
+fn connections_on_loopback_are_not_paced() {
+    let mut host = Host::new(TcpConfig::default());
+    let raw = host.raw_connection(1);
+    let accepted = &host.fabric.connection(raw.conn).unwrap().socket;
+    let connecting = socket::open(&host.addr, &TcpConfig::default()).unwrap();
+    for socket in [accepted, &connecting] {
+        assert_eq!(tcp_congestion(socket).unwrap(), "reno");
+    }
 }
