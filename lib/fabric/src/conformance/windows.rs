@@ -195,13 +195,18 @@ pub fn a_window_invalidated_at_once_opens_nothing<T: Testbed>() {
     }
 }
 
-/// A key of an earlier bind stays closed after the next one.
+/// A key of an earlier bind stays closed after the next one, and is closed by it.
 pub fn each_bind_has_its_own_key<T: Testbed>() {
-    for kind in kinds::<T>() {
+    for (kind, is_open) in kinds::<T>()
+        .into_iter()
+        .flat_map(|it| [(it, false), (it, true)])
+    {
         let (mut rig, link) = linked::<T>();
         let (region, window) = unbound(&mut rig, link.server, kind);
         let old = bind(&mut rig, link.server, &region, window, (0, LEN));
-        invalidate(&mut rig, link.server, window);
+        if !is_open {
+            invalidate(&mut rig, link.server, window);
+        }
         let new = bind(&mut rig, link.server, &region, window, (0, LEN));
         assert_ne!(old.rkey, new.rkey);
         assert_open(&mut rig, &link, new, LEN);

@@ -2,9 +2,9 @@
 
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{BdevIo, IoDone, IoOp};
-use rnbd_fabric::{Fabric, PostError, WorkRequest, WrOp};
+use rnbd_fabric::{Fabric, PostError, WindowId, WorkRequest, WrOp};
 use rnbd_mem::Span;
-use rnbd_rtrs::srv::{CloseCause, Inbound, PathKey, Request, SessionKey};
+use rnbd_rtrs::srv::{CloseCause, Inbound, Path, PathKey, Request, SessionKey, Violation};
 use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Open;
 use rnbd_wire::rtrs::ReadMsg;
@@ -18,6 +18,9 @@ use crate::srv::{Command, Plan};
 /// Bits of an I/O's tag that are the chunk; the rest is the path's index.
 const TAG_CHUNK_BITS: u32 = 16;
 
+/// A request whose header is good, or what to answer.
+type Judged = Result<Request, Errno>;
+
 impl<F: Fabric> TargetShard<F> {
     pub(super) fn handle_imm(&mut self, con: ConEntry, imm: u32, now: Nanos) {
         // A connection that is down reports its end by itself.
@@ -29,7 +32,9 @@ impl<F: Fabric> TargetShard<F> {
             Ok(Inbound::Request { msg_id, offset }) => {
                 self.handle_request(con.path, msg_id, offset, now);
             }
-            Ok(Inbound::Revoke { msg_id }) => self.revoke_chunk(con, msg_id, now),
+            Ok(Inbound::Revoke { msg_id, offset }) => {
+                self.revoke_chunk(con, (msg_id, offset), now);
+            }
             Ok(Inbound::AckHeartbeat) => self.signal(con.path, Imm::HEARTBEAT_ACK, now),
             Ok(Inbound::Fence(token)) => self.handle_fence(con.path, token, now),
             Ok(Inbound::Ignored { first }) => self.report_ignored(con.path, imm, first),
@@ -38,27 +43,38 @@ impl<F: Fabric> TargetShard<F> {
         }
     }
 
-    /// `NEW_RKEY` mode: the chunk is looked at only when the client can write it no more.
-    fn revoke_chunk(&mut self, con: ConEntry, msg_id: u16, now: Nanos) {
+    /// `NEW_RKEY` mode: closes the chunk to the client before it is looked at. Where that is work
+    /// for the device, READs do not wait for it ([`Path::handle_open_header`]).
+    fn revoke_chunk(&mut self, con: ConEntry, (msg_id, offset): (u16, u32), now: Nanos) {
         let Some((_, io, fabric)) = self.path_parts(con.path) else {
             return;
         };
-        let posted = match io.windows.get(usize::from(msg_id)) {
-            Some(&window) if fabric.invalidate_now(window) => {
-                return self.handle_revoked(con, msg_id, now);
-            }
-            Some(&window) => {
-                let wr_id = WrId::Revoked { msg_id }.encode();
-                let invalidate = WorkRequest::new(WrOp::Invalidate(window)).signaled(wr_id);
-                fabric.post(con.conn, &invalidate)
-            }
-            None => Err(PostError::NoWindow),
-        };
-        if let Err(error @ (PostError::OverLimit | PostError::NoWindow)) = posted {
+        let window = io.windows.get(usize::from(msg_id)).copied();
+        if window.is_some_and(|window| fabric.invalidate_now(window)) {
+            return self.handle_revoked(con, msg_id, now);
+        }
+        if self.handle_open_request(con.path, (msg_id, offset), now) {
+            return;
+        }
+        if let Err(error @ (PostError::OverLimit | PostError::NoWindow)) =
+            self.post_revocation(con, msg_id, window)
+        {
             log::error!("a chunk could not be closed to the client: {error}");
             self.close_path(con.path, CloseCause::Local("a chunk could not be closed"));
             self.remove_if_drained(con.path, now);
         }
+    }
+
+    fn post_revocation(
+        &mut self,
+        con: ConEntry,
+        msg_id: u16,
+        window: Option<WindowId>,
+    ) -> Result<(), PostError> {
+        let window = window.ok_or(PostError::NoWindow)?;
+        let wr_id = WrId::Revoked { msg_id }.encode();
+        let invalidate = WorkRequest::new(WrOp::Invalidate(window)).signaled(wr_id);
+        self.fabric.post(con.conn, &invalidate)
     }
 
     pub(super) fn handle_revoked(&mut self, con: ConEntry, msg_id: u16, now: Nanos) {
@@ -68,27 +84,52 @@ impl<F: Fabric> TargetShard<F> {
         }
     }
 
-    /// Copies the headers out of the chunk, each byte once: the client may write there at any
-    /// time, so only the copies are judged and used (protocol.md 14.1).
+    /// Serves a request whose chunk the client can still write, if it is one that may be; returns
+    /// whether it has been dealt with.
+    fn handle_open_request(&mut self, key: PathKey, place: (u16, u32), now: Nanos) -> bool {
+        self.look(key, place, now, Path::handle_open_header)
+    }
+
     fn handle_request(&mut self, key: PathKey, msg_id: u16, offset: u32, now: Nanos) {
+        let judge = |path: &mut Path, msg_id, header: &[u8]| {
+            let outcome = path.handle_header(msg_id, header);
+            outcome.map(Some)
+        };
+        self.look(key, (msg_id, offset), now, judge);
+    }
+
+    /// Copies the headers out of the chunk, each byte once: the client may write there at any
+    /// time, so only the copies are judged and used (protocol.md 14.1). Returns whether the request
+    /// was judged.
+    fn look(
+        &mut self,
+        key: PathKey,
+        (msg_id, offset): (u16, u32),
+        now: Nanos,
+        judge: impl FnOnce(&mut Path, u16, &[u8]) -> Result<Option<Judged>, Violation>,
+    ) -> bool {
         let Some((path, io, _)) = self.path_parts(key) else {
-            return;
+            return false;
         };
         let Some(chunk) = io.chunk(msg_id) else {
-            return;
+            return false;
         };
         let mut header = [0; ReadMsg::BYTES_MAX];
         let header = copy_out(&chunk, offset, &mut header);
-        match path.handle_header(msg_id, header) {
-            Ok(Ok(request)) => {
-                let mut message = [0; Open::BYTES];
-                let len = usize::from(request.usr_len).min(Open::BYTES);
-                let message = copy_out(&chunk, request.data_len, &mut message[..len]);
-                self.serve(key, &request, message, now);
-            }
-            Ok(Err(errno)) => self.finish(key, msg_id, Err(errno), now),
+        match judge(path, msg_id, header) {
+            Ok(None) => return false,
+            Ok(Some(Ok(request))) => self.handle_message(key, &request, &chunk, now),
+            Ok(Some(Err(errno))) => self.finish(key, msg_id, Err(errno), now),
             Err(violation) => self.violate(key, violation, now),
         }
+        true
+    }
+
+    fn handle_message(&mut self, key: PathKey, request: &Request, chunk: &Span, now: Nanos) {
+        let mut message = [0; Open::BYTES];
+        let len = usize::from(request.usr_len).min(Open::BYTES);
+        let message = copy_out(chunk, request.data_len, &mut message[..len]);
+        self.serve(key, request, message, now);
     }
 
     fn serve(&mut self, key: PathKey, request: &Request, message: &[u8], now: Nanos) {

@@ -234,6 +234,19 @@ impl<F: Fabric> Client<F> {
         self.fabric.post(self.conns[cid], &write).unwrap();
     }
 
+    /// Writes into a chunk without a word about it.
+    pub(crate) fn write_into_chunk(&mut self, cid: usize, msg_id: u16, bytes: &[u8]) {
+        let chunk = self.chunks[usize::from(msg_id)];
+        let sge = self.part(self.staging(msg_id), bytes.len());
+        sge.span.write_at(0, bytes);
+        let to = RemoteAddr {
+            addr: chunk.addr,
+            rkey: chunk.key,
+        };
+        let write = WorkRequest::new(WrOp::Write(to)).with_sge(sge).signaled(1);
+        self.fabric.post(self.conns[cid], &write).unwrap();
+    }
+
     /// A READ whose data goes to this chunk's part of the buffer.
     pub(crate) fn read(&mut self, cid: usize, msg_id: u16, len: usize, message: &[u8]) {
         let descriptor = self.descriptor(msg_id, len);

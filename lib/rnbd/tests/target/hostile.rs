@@ -2,15 +2,15 @@
 
 use proptest::prelude::*;
 use rnbd_base::Errno;
-use rnbd_fabric::sim::{Injection, Side};
+use rnbd_fabric::sim::{Device, FaultPlan, Injection, Side};
 use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Op;
 
-use crate::client::{Identity, Image, io};
+use crate::client::{Client, Identity, Image, io};
 use crate::rig::{BLOCK, CHUNK, Options, Rig, Sim, World, new_rkey};
 
 /// What a client does; its path is to be closed for it.
-type Crime<F> = fn(&mut crate::client::Client<F>);
+type Crime<F> = fn(&mut Client<F>);
 
 fn is_closed_for(crime: Crime<<Sim as World>::Fabric>) {
     for options in [Options::default(), new_rkey()] {
@@ -122,20 +122,62 @@ fn headers_that_contradict_themselves_are_answered() {
     }
 }
 
-/// In `NEW_RKEY` mode a chunk cannot be written while its request is served.
+/// Devices whose windows are closed at once, and by work that takes a while.
+const DEVICES: [Device; 2] = [Device::SOFTWARE, Device::HARDWARE];
+
+/// In `NEW_RKEY` mode, with the export `slow` open.
+fn up_with_new_rkey(device: Device) -> (Rig<Sim>, Client<<Sim as World>::Fabric>, u32) {
+    let plan = FaultPlan {
+        device,
+        ..FaultPlan::default()
+    };
+    let mut rig = Rig::new(Sim::new(plan), new_rkey());
+    let (client, id) = rig.up_with("slow");
+    (rig, client, id)
+}
+
+/// In `NEW_RKEY` mode the key of a request is worth nothing once that is answered.
 #[test]
 fn a_late_write_fails_on_the_wire() {
-    let mut rig = Rig::sim(new_rkey());
-    let (mut client, id) = rig.up_with("slow");
-    let message = io(id, Op::Write, 0, BLOCK).to_bytes();
-    let old = client.chunks[0];
-    client.write(1, 0, &[1; BLOCK], &message);
+    let ways = DEVICES.map(|device| [(device, Op::Write), (device, Op::Read)]);
+    for (device, op) in ways.into_iter().flatten() {
+        let (mut rig, mut client, id) = up_with_new_rkey(device);
+        let message = io(id, op, 0, BLOCK).to_bytes();
+        let old = client.chunks[0];
+        match op {
+            Op::Read => client.read(1, 0, BLOCK, &message),
+            _ => client.write(1, 0, &[1; BLOCK], &message),
+        }
+        rig.expect(&mut client, Ok(()));
+        assert_ne!(client.chunks[0].key, old.key);
+        client.chunks[0] = old;
+        client.write_into_chunk(1, 0, &[2; BLOCK]);
+        rig.run(&mut client, |client| client.closed.len() == 3);
+        assert!(rig.sessions().is_empty());
+    }
+}
+
+/// What a WRITE brought stays as it is while it is served.
+#[test]
+fn with_new_rkey_the_data_of_a_write_cannot_be_changed() {
+    for device in DEVICES {
+        let (mut rig, mut client, id) = up_with_new_rkey(device);
+        client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+        rig.run_with(&mut client, |rig| rig.sessions()[0].inflight == 1);
+        client.write_into_chunk(1, 0, &[2; BLOCK]);
+        rig.run(&mut client, |client| client.closed.len() == 3);
+    }
+}
+
+/// A READ has nothing in its chunk that could be changed, so it does not wait until that is closed.
+#[test]
+fn with_new_rkey_the_chunk_of_a_read_stays_open_where_closing_takes_a_while() {
+    let (mut rig, mut client, id) = up_with_new_rkey(Device::HARDWARE);
+    client.read(1, 0, BLOCK, &io(id, Op::Read, 0, BLOCK).to_bytes());
+    rig.run_with(&mut client, |rig| rig.sessions()[0].inflight == 1);
+    client.write_into_chunk(1, 0, &[2; BLOCK]);
     rig.expect(&mut client, Ok(()));
-    assert_ne!(client.chunks[0].key, old.key);
-    client.chunks[0] = old;
-    client.write(1, 0, &[2; BLOCK], &message);
-    rig.run(&mut client, |client| client.closed.len() == 3);
-    assert!(rig.sessions().is_empty());
+    assert!(client.closed.is_empty());
 }
 
 proptest! {

@@ -234,6 +234,21 @@ impl<W: World> Rig<W> {
         panic!("it does not come: {client:?}");
     }
 
+    /// The same, until something is so of the target.
+    pub(crate) fn run_with(
+        &mut self,
+        client: &mut Client<W::Fabric>,
+        until: impl Fn(&mut Self) -> bool,
+    ) {
+        for _ in 0..ROUNDS_MAX {
+            if until(self) {
+                return;
+            }
+            self.step(&mut [&mut *client]);
+        }
+        panic!("it does not come: {client:?}");
+    }
+
     pub(crate) fn run_alone(&mut self, until: impl Fn(&Self) -> bool) {
         for _ in 0..ROUNDS_MAX {
             if until(self) {

@@ -69,10 +69,12 @@ pub enum Inbound {
         first: bool,
     },
     /// Close the chunk to the client first, on the connection of the immediate; then call
-    /// [`Path::handle_revoked`].
+    /// [`Path::handle_revoked`]. Where that takes a while, [`Path::handle_open_header`] may do.
     Revoke {
         /// The chunk.
         msg_id: u16,
+        /// Where in it the header is.
+        offset: u32,
     },
 }
 
@@ -183,6 +185,25 @@ impl Path {
         Ok(outcome)
     }
 
+    /// As [`Path::handle_header`], for a chunk that is not closed to the client yet. `None` if it has
+    /// to be, before anything else is done: for all but READs.
+    ///
+    /// A READ can be served at once. What its client still writes into the chunk it does to its own
+    /// data, and the bind that opens the chunk again with the answer ends the old key.
+    ///
+    /// # Errors
+    /// As for [`Path::handle_header`].
+    pub fn handle_open_header(
+        &mut self,
+        msg_id: u16,
+        header: &[u8],
+    ) -> Result<Option<Result<Request, Errno>>, Violation> {
+        if !Slot::is_read(header) || self.handle_revoked(msg_id).is_none() {
+            return Ok(None);
+        }
+        self.handle_header(msg_id, header).map(Some)
+    }
+
     /// Ends a request. `None` if the path is closing: the answer is dropped.
     ///
     /// # Panics
@@ -232,7 +253,7 @@ impl Path {
             ..Slot::FREE
         };
         Ok(if revoke {
-            Inbound::Revoke { msg_id }
+            Inbound::Revoke { msg_id, offset }
         } else {
             Inbound::Request { msg_id, offset }
         })

@@ -13,6 +13,7 @@ use super::violation::Violation;
 ///  Free ─────────────────────────> Arrived ───────────────> Busy ──> (answered) Free
 ///    │  imm, NEW_RKEY      revoked    ^
 ///    └───────────> Revoking ──────────┘
+///                          or a READ
 /// ```
 ///
 /// `Busy` includes requests whose header is refused: they are answered like any other.
@@ -65,6 +66,11 @@ impl Slot {
         descriptor: None,
         need_inval: false,
     };
+
+    /// Whether this is the header of a READ.
+    pub(super) fn is_read(header: &[u8]) -> bool {
+        matches!(rtrs::Request::decode(header), Ok(rtrs::Request::Read(_)))
+    }
 
     /// Takes the header copied from the chunk. The slot is busy afterwards, whether the request
     /// is good or to be answered with an errno.

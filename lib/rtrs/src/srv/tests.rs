@@ -87,7 +87,7 @@ impl Bed {
         header: &[u8],
     ) -> Result<Result<Request, Errno>, Violation> {
         match self.imm(key, 1, request_imm(msg_id, offset))? {
-            Inbound::Revoke { msg_id } => {
+            Inbound::Revoke { msg_id, .. } => {
                 assert_eq!(self.path(key).handle_revoked(msg_id), Some(offset));
             }
             Inbound::Request { .. } => (),

@@ -196,7 +196,7 @@ impl Model {
     fn imm(&mut self, cid: u16, imm: u32, header: &[u8]) -> Result<(), Violation> {
         let msg_id = match self.bed.imm(self.key, cid, imm)? {
             Inbound::Request { msg_id, .. } => msg_id,
-            Inbound::Revoke { msg_id } => {
+            Inbound::Revoke { msg_id, .. } => {
                 self.bed.path(self.key).handle_revoked(msg_id).unwrap();
                 msg_id
             }
