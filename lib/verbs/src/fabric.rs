@@ -61,6 +61,8 @@ pub struct VerbsFabric {
     pub(crate) is_armed: bool,
     /// When the connection manager is asked next.
     pub(crate) next_look: Nanos,
+    /// Room for the descriptors that are asked then.
+    pub(crate) polled: Vec<libc::pollfd>,
     /// Not after the earliest deadline of anything.
     pub(crate) next_expiry: Nanos,
     /// The time of the last call that told it.
@@ -105,6 +107,7 @@ impl VerbsFabric {
             next_cq: 0,
             is_armed: false,
             next_look: Nanos::ZERO,
+            polled: Vec::new(),
             next_expiry: Nanos::MAX,
             now: Nanos::ZERO,
             stats: FabricStats::default(),

@@ -8,10 +8,10 @@ use rnbd_fabric::{CloseReason, Completion, CompletionKind};
 use crate::connection::{State, WorkToken};
 use crate::fabric::VerbsFabric;
 use crate::handshake::STOPPED;
-use crate::sys::{AsyncEvent, DeviceKey, WcKind, WcStatus, WorkCompletion};
+use crate::sys::{AsyncEvent, DeviceKey, WcKind, WcStatus, WorkCompletion, is_any_readable};
 
 /// How often the connection manager and the devices are asked for events while connections get up:
-/// each time is a syscall, and one for each device.
+/// each time is a system call.
 const LOOK_INTERVAL: Nanos = Nanos::from_micros(100);
 /// And otherwise. What comes during a sleep ends it, and is asked for then if this long has passed.
 const CALM_LOOK_INTERVAL: Nanos = Nanos::from_millis(1);
@@ -145,6 +145,11 @@ impl VerbsFabric {
     }
 
     fn take_events(&mut self) -> bool {
+        let devices = self.devices.iter().map(|(_, it)| it.device.async_fd());
+        let fds = std::iter::once(self.channel.fd()).chain(devices);
+        if !is_any_readable(fds, &mut self.polled) {
+            return false;
+        }
         let mut count = 0;
         while count < EVENTS_MAX
             && let Some(event) = self.channel.next()

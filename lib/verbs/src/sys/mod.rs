@@ -81,3 +81,43 @@ fn set_nonblocking(fd: RawFd) -> Result<(), Errno> {
     let flags = fcntl_getfl(fd)?;
     fcntl_setfl(fd, flags | OFlags::NONBLOCK)
 }
+
+/// Whether one of the descriptors has something to read, in one system call. `room` is kept between
+/// calls, to save allocating it.
+pub(crate) fn is_any_readable(
+    fds: impl Iterator<Item = RawFd>,
+    room: &mut Vec<libc::pollfd>,
+) -> bool {
+    room.clear();
+    room.extend(fds.map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }));
+    let count = libc::nfds_t::try_from(room.len()).unwrap_or(libc::nfds_t::MAX);
+    // SAFETY: the vector holds that many entries, and the call does not wait.
+    let ready = unsafe { libc::poll(room.as_mut_ptr(), count, 0) };
+    // Whoever cannot ask looks.
+    ready != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn one_of_several_descriptors_is_noticed() {
+        let pipes = [(); 3].map(|()| rustix::pipe::pipe().unwrap());
+        let mut room = Vec::new();
+        let mut look = || {
+            let fds = pipes.iter().map(|(reader, _)| reader.as_raw_fd());
+            is_any_readable(fds, &mut room)
+        };
+        assert!(!look());
+        rustix::io::write(&pipes[2].1, b"event").unwrap();
+        assert!(look());
+        assert!(look(), "until it is read");
+    }
+}
