@@ -198,7 +198,7 @@ impl MallocChannel {
     fn apply(&self, io: &BdevIo) -> Result<(), Errno> {
         match io.op {
             IoOp::Read => io.buf.copy_from(&self.blocks(io)?),
-            IoOp::Write { .. } => self.blocks(io)?.copy_from(&io.buf),
+            IoOp::Write { .. } => self.blocks(io)?.store_from(&io.buf),
             IoOp::Unmap | IoOp::WriteZeroes { .. } => self.blocks(io)?.fill(0),
             IoOp::Flush => {}
         }

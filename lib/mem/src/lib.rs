@@ -18,6 +18,7 @@ mod lending;
 mod mapping;
 mod memory;
 mod span;
+mod streaming;
 
 pub use chunk_pool::ChunkPool;
 pub use lending::LendingPipe;

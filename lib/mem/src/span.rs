@@ -1,6 +1,8 @@
 use std::fmt;
 use std::ptr::NonNull;
 
+use crate::streaming;
+
 const CACHE_LINE_BYTES: usize = 64;
 /// How much of a span is worth fetching ahead.
 const PREFETCH_BYTES: usize = 1024;
@@ -170,6 +172,17 @@ impl Span {
         let to = self.expect_slice(0, from.len);
         // SAFETY: both name `from.len` mapped bytes; `copy` allows them to overlap.
         unsafe { std::ptr::copy(from.as_ptr(), to.as_ptr(), from.len) };
+    }
+
+    /// As [`Span::copy_from`], for a place whose bytes are not needed again soon, such as a disk's:
+    /// they do not go into the CPU's caches. Whoever is told of them afterwards sees them.
+    ///
+    /// # Panics
+    /// If `from` is longer.
+    pub fn store_from(&self, from: &Self) {
+        let to = self.expect_slice(0, from.len);
+        // SAFETY: both name `from.len` mapped bytes.
+        unsafe { streaming::copy(from.as_ptr(), to.as_ptr(), from.len) };
     }
 
     /// Sets every byte.
