@@ -84,7 +84,7 @@ qemu_command() {
     qemu=(qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
         -accel "$accelerator" -cpu max -smp 2 -m 3072
         -kernel "$boot_image" -initrd "$initramfs"
-        -append "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nokaslr tsc=reliable"
+        -append "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nokaslr tsc=reliable ${boot_options:-}"
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
         -virtfs "local,path=$job,mount_tag=job,security_model=none")
 }

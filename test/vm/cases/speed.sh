@@ -3,21 +3,29 @@ about="kernel client on our target and on the kernel's server, side by side: a t
 limit=900
 long=true
 alone=true
+# To wake a processor that waits in this loop costs what it costs on hardware; to wake a halted one,
+# a trip through the emulator.
+boot_options=${RNBD_SPEED_BOOT-idle=poll}
 
 # How long and how often each is measured, and in which modes.
-seconds=${RNBD_SPEED_SECONDS:-4}
-rounds=${RNBD_SPEED_ROUNDS:-3}
+seconds=${RNBD_SPEED_SECONDS:-1}
+rounds=${RNBD_SPEED_ROUNDS:-9}
 modes=${RNBD_SPEED_MODES:-N Y}
 # Which I/O, as size:depth, and whether our target polls (`busy`) or sleeps (`adaptive`).
 rows=${RNBD_SPEED_ROWS:-4k:1 4k:32 4k:128 124k:8}
 reactor_mode=${RNBD_SPEED_REACTOR:-busy}
+# What both serve: one `null` device, ours through io_uring, or each a disk in memory of its own (`ram`).
+device=${RNBD_SPEED_DEVICE:-null}
 
 prepare() { build_ours; }
 
 # Both serve the same device through the same soft-RoCE device at once, on two ports, and take turns,
 # so that whatever else this machine does meets both. Leaves speed.md in the job folder.
 run() {
-    fast_device null0
+    case $device in
+        null) fast_device null0 ;;
+        ram) ram_disk 256 ;;
+    esac
     local mode
     {
         echo "| always_invalidate | I/O | IOPS | mean latency | p99 latency | CPU per I/O |"
@@ -39,14 +47,18 @@ fast_device() {
 }
 
 compare_in_mode() {
-    local always_invalidate=false theirs ours row
+    local always_invalidate=false exported theirs ours row
     [ "$1" = Y ] && always_invalidate=true
     load_kernel_server "always_invalidate=$1"
     load_kernel_client
-    start_ours target -m '[1]'
-    offer_file target disk /dev/null0
+    # The kernel's server does its work at nice -20.
+    launcher=${RNBD_SPEED_LAUNCHER-nice -n -11} start_ours target -m '[1]'
+    case $device in
+        null) exported=null0 && offer_file target disk /dev/null0 ;;
+        ram) exported=ram0 && offer_memory target disk 256 ;;
+    esac
     listen target 10.9.0.1:1235 "--always-invalidate=$always_invalidate"
-    theirs=$(kernel_map theirs 10.9.0.1 dev/null0)
+    theirs=$(kernel_map theirs 10.9.0.1 "dev/$exported")
     ours=$(kernel_map ours 10.9.0.1 disk dest_port=1235)
     for row in $rows; do
         compare "$1" "$theirs" "$ours" "${row%:*}" "${row#*:}"
@@ -68,7 +80,9 @@ compare() {
     done
     {
         printf '| %s | %s, depth %s |' "$mode" "$size" "$depth"
-        paste -d' ' <(average /run/theirs.*) <(average /run/ours.*) | ratios
+        for ((round = 1; round <= rounds; round++)); do
+            echo "$(cat "/run/theirs.$round") $(cat "/run/ours.$round")"
+        done | medians
         echo
     } | tee -a /run/job/speed.md
 }
@@ -78,7 +92,7 @@ compare() {
 measure() {
     local before result=/run/speed.json
     before=$(busy_ticks)
-    fio --name=speed --filename="$1" --rw=randrw --bs="$2" --iodepth="$3" --ioengine=libaio \
+    fio --name=speed --filename="$1" --cpus_allowed=0 --rw=randrw --bs="$2" --iodepth="$3" --ioengine=libaio \
         --direct=1 --time_based --runtime="$seconds" --norandommap --unified_rw_reporting=1 \
         --output-format=json --output="$result"
     jq -r --argjson ticks "$(($(busy_ticks) - before))" '.jobs[0].mixed |
@@ -89,16 +103,15 @@ measure() {
 # busy_ticks: hundredths of a second that the processors have worked.
 busy_ticks() { awk '/^cpu /{print $2 + $3 + $4 + $7 + $8}' /proc/stat; }
 
-# average FILE…
-average() {
-    awk '{for (i = 1; i <= NF; i++) sum[i] += $i; rows++}
-        END {for (i = 1; i <= 4; i++) printf "%s ", sum[i] / rows; print ""}' "$@"
-}
-
-# Four figures of theirs and four of ours, as "theirs → ours (ratio)". Ratios above 1 are better.
-ratios() {
-    awk '{
-        printf " %.0f → %.0f (%.2f) |", $1, $5, $5 / $1
-        for (i = 2; i <= 4; i++) printf " %.0f → %.0f µs (%.2f) |", $i, $(i + 4), $i / $(i + 4)
-    }'
+# Lines of four figures of theirs and four of ours, one a round: the median of each as
+# "theirs → ours (ratio)", the ratio being the median of the rounds' own; above 1 is better.
+medians() {
+    jq -Rrs 'def median: sort | if length % 2 == 1 then .[length / 2 | floor]
+            else (.[length / 2 - 1] + .[length / 2]) / 2 end;
+        def hundredths: . * 100 | round | "\(. / 100 | floor).\(. % 100 + 100 | tostring | .[1:])";
+        [split("\n")[] | select(. != "") | split(" ") | map(tonumber)] as $rounds |
+        [range(4) as $i | [$rounds[] | if $i == 0 then .[4] / .[0] else .[$i] / .[$i + 4] end] as $ratios |
+            "\([$rounds[][$i]] | median | round) → \([$rounds[][$i + 4]] | median | round)" +
+            (if $i == 0 then "" else " µs" end) + " (\($ratios | median | hundredths)) |"] |
+        " " + join(" ")' | tr -d '\n'
 }
