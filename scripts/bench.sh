@@ -2,7 +2,7 @@
 # Measures rnbd over TCP against other servers on the same two cores in one run, and prints a table.
 #
 #   scripts/bench.sh [--runs N] [--seconds N] [--spdk DIR] [--bdevperf DIR] [--without-nbdkit]
-#                    [--nbd] [--fio] [--instructions] [--out FILE]
+#                    [--nbd] [--fio] [--instructions] [--cores near|far|any] [--out FILE]
 #
 # nbdkit's memory plugin with fio's nbd engine is measured unless it is left out, and SPDK's NVMe/TCP
 # with bdevperf where --spdk names a build of it. --bdevperf names a build with shared libraries, whose
@@ -12,6 +12,7 @@ source "$(dirname "$0")/common.sh"
 need_rust
 need_packages python3=python3 fio=fio nbdkit=nbdkit
 build_release
+(cd "$repo" && cargo build --release --quiet --locked -p rnbd-reactor --example core_distance)
 case " $* " in *" --instructions "*)
     need_packages valgrind=valgrind
     (cd "$repo" && cargo build --release --quiet --locked -p bdev-rnbd --example io_count) ;;
