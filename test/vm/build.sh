@@ -39,3 +39,11 @@ build_ours() {
         keep_program "target/release/$program" "$program"
     done
 }
+
+# Tells how far two processors are from each other.
+build_core_distance() {
+    is_kept core_distance && return
+    need_rust
+    cargo build --release --quiet --locked -p rnbd-reactor --example core_distance
+    keep_program target/release/examples/core_distance core_distance
+}
