@@ -4,12 +4,13 @@
  *   no-windows   devices have no memory windows;
  *   failing      queue pairs, completion queues, regions, domains and identifiers of connections
  *                cannot be destroyed, and connections not be ended;
- *   fatal-NAME   the device tells that it is broken, once: the file goes.
+ *   fatal-NAME   the device rxe0 or rxe1 tells that it is broken, once: the file goes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <infiniband/verbs.h>
+#include <poll.h>
 #include <rdma/rdma_cma.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,17 @@ int ibv_get_async_event(struct ibv_context *context, struct ibv_async_event *eve
 		return call(context, event);
 	event->event_type = IBV_EVENT_DEVICE_FATAL;
 	return 0;
+}
+
+/* Events make a device's descriptor readable. */
+int poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+	int (*call)(struct pollfd *, nfds_t, int) = original("poll");
+	int ready = call(fds, count, timeout);
+
+	if (ready == 0 && (is_wanted("fatal-rxe0") || is_wanted("fatal-rxe1")))
+		return 1;
+	return ready;
 }
 
 /* One that returns the error's number, and one that returns -1 and sets errno. */
