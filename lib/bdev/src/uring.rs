@@ -248,7 +248,7 @@ fn features_of(options: &Options, file: &DiskFile, geometry: Geometry) -> Featur
     let fallocate = options.may_fallocate() && !file.is_read_only();
     Features {
         read_only: file.is_read_only(),
-        write_cache: true,
+        write_cache: file.has_write_cache(),
         unmap: fallocate && file.can_punch_holes(),
         write_zeroes: fallocate && file.can_zero_ranges(),
         // What a length in the ring can say, with a wide margin.

@@ -34,6 +34,8 @@ struct Abilities {
     punch_hole: bool,
     zero_range: bool,
     unmap_granularity: u32,
+    /// What was written may be lost with the power until it is flushed.
+    write_cache: bool,
 }
 
 /// What is being opened, for errors and log lines.
@@ -126,6 +128,7 @@ impl DiskFile {
                 punch_hole: false,
                 zero_range: false,
                 unmap_granularity: 0,
+                write_cache: false,
             },
         }
     }
@@ -145,6 +148,11 @@ impl DiskFile {
 
     pub(super) fn unmap_granularity(&self) -> u32 {
         self.abilities.unmap_granularity
+    }
+
+    /// Whether writes go to a cache first: that of the device, or the page cache.
+    pub(super) fn has_write_cache(&self) -> bool {
+        self.abilities.write_cache || self.direct.is_none()
     }
 }
 
@@ -295,12 +303,13 @@ impl Abilities {
     /// The kernel zeroes ranges of any block device, by writing if need be. It punches holes only
     /// where the device both discards and zeroes.
     fn of_block_device(status: &Stat) -> Self {
-        let limit = |attribute| queue_attribute(status, attribute).unwrap_or(0);
+        let limit = |attribute| queue_limit(status, attribute).unwrap_or(0);
         let discards = limit("discard_max_bytes") > 0 && limit("write_zeroes_max_bytes") > 0;
         Self {
             punch_hole: discards,
             zero_range: true,
             unmap_granularity: u32::try_from(limit("discard_granularity")).unwrap_or(0),
+            write_cache: is_write_back(queue_attribute(status, "write_cache").as_deref()),
         }
     }
 
@@ -309,8 +318,15 @@ impl Abilities {
             punch_hole: punches_holes(file, status),
             zero_range: zeroes_ranges_beside(path),
             unmap_granularity: u32::try_from(status.st_blksize).unwrap_or(0),
+            // Not even the length of a file is sure to be on disk before it is synced.
+            write_cache: true,
         }
     }
+}
+
+/// What the kernel says of a device's cache, which may say nothing.
+fn is_write_back(said: Option<&str>) -> bool {
+    said != Some("write through")
 }
 
 /// Tried at the end of the file, where there is nothing to lose.
@@ -340,8 +356,12 @@ fn real_directory(path: &Path) -> Option<PathBuf> {
     Some(path.canonicalize().ok()?.parent()?.to_owned())
 }
 
+fn queue_limit(status: &Stat, attribute: &str) -> Option<u64> {
+    queue_attribute(status, attribute)?.parse().ok()
+}
+
 /// A partition has its queue in the directory of the whole disk, one level up.
-fn queue_attribute(status: &Stat, attribute: &str) -> Option<u64> {
+fn queue_attribute(status: &Stat, attribute: &str) -> Option<String> {
     let major = rustix::fs::major(status.st_rdev);
     let minor = rustix::fs::minor(status.st_rdev);
     let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
@@ -350,7 +370,7 @@ fn queue_attribute(status: &Stat, attribute: &str) -> Option<u64> {
     let read =
         |directory: &Path| std::fs::read_to_string(directory.join("queue").join(attribute)).ok();
     let text = read(&device).or_else(|| read(device.parent()?))?;
-    text.trim().parse().ok()
+    Some(text.trim().to_owned())
 }
 
 fn from_rustix(errno: rustix::io::Errno) -> Errno {
@@ -378,5 +398,12 @@ mod tests {
             offset: 0,
         };
         assert!(buffer_alignment(none, 4096).is_err());
+    }
+
+    #[test]
+    fn a_device_has_a_cache_unless_the_kernel_knows_that_it_has_none() {
+        assert!(is_write_back(None));
+        assert!(is_write_back(Some("write back")));
+        assert!(!is_write_back(Some("write through")));
     }
 }
