@@ -19,6 +19,33 @@ pub struct Clock {
     epoch: u64,
     /// Ticks a second.
     tick_rate: u64,
+    tick: Tick,
+}
+
+/// How long a tick is: this many nanoseconds, and so many parts of one that has 2^64. So that a
+/// reading becomes a time by multiplying, where dividing would take longer than the reading.
+#[derive(Clone, Copy, Debug)]
+struct Tick {
+    nanos: u64,
+    parts: u64,
+}
+
+impl Tick {
+    fn of_rate(tick_rate: u64) -> Self {
+        let (nanos, rest) = (NANOS_PER_SEC / tick_rate, NANOS_PER_SEC % tick_rate);
+        // Rounded up, so that what was rounded down to ticks does not lose another nanosecond.
+        let parts = (u128::from(rest) << 64).div_ceil(u128::from(tick_rate));
+        Self {
+            nanos,
+            parts: u64::try_from(parts).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn times(self, ticks: u64) -> u64 {
+        let parts = u128::from(ticks) * u128::from(self.parts);
+        let nanos = u64::try_from(parts >> 64).unwrap_or(u64::MAX);
+        ticks.saturating_mul(self.nanos).saturating_add(nanos)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +71,15 @@ impl Clock {
             Source::Tsc => tsc::calibrate(),
             Source::Kernel => NANOS_PER_SEC,
         };
+        Self::new(source, source.read(), tick_rate)
+    }
+
+    fn new(source: Source, epoch: u64, tick_rate: u64) -> Self {
         Self {
             source,
-            epoch: source.read(),
+            epoch,
             tick_rate,
+            tick: Tick::of_rate(tick_rate),
         }
     }
 
@@ -78,26 +110,15 @@ impl Clock {
     /// A span of `ticks` as time.
     #[must_use]
     pub fn to_nanos(&self, ticks: u64) -> Nanos {
-        Nanos(scale(ticks, NANOS_PER_SEC, self.tick_rate))
+        Nanos(self.tick.times(ticks))
     }
 
-    /// A span of time in ticks.
+    /// A span of time in ticks, rounded down.
     #[must_use]
     pub fn to_ticks(&self, span: Nanos) -> u64 {
-        scale(span.0, self.tick_rate, NANOS_PER_SEC)
+        let ticks = u128::from(span.0) * u128::from(self.tick_rate) / u128::from(NANOS_PER_SEC);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
-}
-
-/// `value * numerator / denominator`, saturating.
-fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
-    if numerator == denominator {
-        return value;
-    }
-    // In two parts, so that no 128-bit division is needed in the common case.
-    let (whole, part) = (value / denominator, value % denominator);
-    let part = u128::from(part) * u128::from(numerator) / u128::from(denominator);
-    let part = u64::try_from(part).unwrap_or(u64::MAX);
-    whole.saturating_mul(numerator).saturating_add(part)
 }
 
 impl Source {
@@ -223,18 +244,30 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_time_is_what_dividing_says_but_for_a_nanosecond(
+            ticks: u64,
+            tick_rate in 1u64..6_000_000_000,
+        ) {
+            let clock = Clock::new(Source::Kernel, 0, tick_rate);
+            let exact = u128::from(ticks) * u128::from(NANOS_PER_SEC) / u128::from(tick_rate);
+            let exact = u64::try_from(exact).unwrap_or(u64::MAX);
+            let nanos = clock.to_nanos(ticks).0;
+            prop_assert!(nanos.abs_diff(exact) <= 1, "{nanos} ns, not {exact}");
+        }
+
+        #[test]
         fn spans_survive_the_conversion_within_a_tick(
             nanos in 0u64..1_000_000_000_000_000,
             tick_rate in 1_000_000_000u64..6_000_000_000,
         ) {
-            let clock = Clock { source: Source::Kernel, epoch: 0, tick_rate };
+            let clock = Clock::new(Source::Kernel, 0, tick_rate);
             let back = clock.to_nanos(clock.to_ticks(Nanos(nanos)));
             prop_assert!(back.0 <= nanos && nanos - back.0 <= 1);
         }
 
         #[test]
         fn no_conversion_overflows(value: u64, tick_rate in 1u64..) {
-            let clock = Clock { source: Source::Kernel, epoch: 0, tick_rate };
+            let clock = Clock::new(Source::Kernel, 0, tick_rate);
             let (_, _) = (clock.to_nanos(value), clock.to_ticks(Nanos(value)));
         }
     }
