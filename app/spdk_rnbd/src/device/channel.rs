@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use rnbd_base::{Errno, Progress};
+use rnbd_base::{Errno, Nanos, Progress};
 use rnbd_bdev::{BdevIo, Channel, Desc, IoDone, IoOp};
 use rnbd_mem::Span;
 use rnbd_spdk::{DiskChannel, Ended, Io, IoKind};
@@ -123,49 +123,25 @@ impl FaceChannel {
     /// One part for each stretch of memory, in place; if one is no whole number of blocks, one part
     /// for all, through a copy.
     fn begin_data(&mut self, io: &Io, tag: u32, op: IoOp) -> Started {
+        let mut submission = Submission {
+            channel: &mut self.channel,
+            block_size: self.block_size,
+            now: self.shared.clock.now(),
+            tag,
+            op,
+        };
         let whole = |(_, len): (_, usize)| len.is_multiple_of(self.block_size);
         if io.buffers().all(whole) {
-            let shared = Arc::clone(&self.shared);
-            let (parts, result) = self.submit_parts(io, tag, op, spans(io, &shared.memory_map));
+            let (parts, result) = submission.parts(io, spans(io, &self.shared.memory_map));
             return (parts, result, None);
         }
         match Bounce::new(&self.shared, io) {
             Ok(bounce) => {
-                let (parts, result) =
-                    self.submit_parts(io, tag, op, std::iter::once(bounce.span()));
+                let (parts, result) = submission.parts(io, std::iter::once(bounce.span()));
                 (parts, result, Some(bounce))
             }
             Err(errno) => (0, Err(errno), None),
         }
-    }
-
-    /// A part that is refused ends the I/O with those before it.
-    fn submit_parts(
-        &mut self,
-        io: &Io,
-        tag: u32,
-        op: IoOp,
-        spans: impl Iterator<Item = Span>,
-    ) -> (u32, Result<(), Errno>) {
-        let now = self.shared.clock.now();
-        let (mut parts, mut offset_blocks) = (0, io.offset_blocks());
-        for buf in spans {
-            let num_blocks = (buf.len() / self.block_size) as u64;
-            let part = BdevIo {
-                tag: tag.into(),
-                op,
-                offset_blocks,
-                num_blocks,
-                buf,
-                prio: 0,
-            };
-            if let Err(errno) = self.channel.submit(&part, now) {
-                return (parts, Err(errno));
-            }
-            parts += 1;
-            offset_blocks += num_blocks;
-        }
-        (parts, Ok(()))
     }
 
     fn end_part(&mut self, part: IoDone) -> Option<Ended> {
@@ -195,6 +171,39 @@ impl FaceChannel {
                 }
             }
         }
+    }
+}
+
+/// The way of one I/O's data to the channel.
+struct Submission<'a> {
+    channel: &'a mut Channel,
+    block_size: usize,
+    now: Nanos,
+    tag: u32,
+    op: IoOp,
+}
+
+impl Submission<'_> {
+    /// A part that is refused ends the I/O with those before it.
+    fn parts(&mut self, io: &Io, spans: impl Iterator<Item = Span>) -> (u32, Result<(), Errno>) {
+        let (mut parts, mut offset_blocks) = (0, io.offset_blocks());
+        for buf in spans {
+            let num_blocks = (buf.len() / self.block_size) as u64;
+            let part = BdevIo {
+                tag: self.tag.into(),
+                op: self.op,
+                offset_blocks,
+                num_blocks,
+                buf,
+                prio: 0,
+            };
+            if let Err(errno) = self.channel.submit(&part, self.now) {
+                return (parts, Err(errno));
+            }
+            parts += 1;
+            offset_blocks += num_blocks;
+        }
+        (parts, Ok(()))
     }
 }
 
