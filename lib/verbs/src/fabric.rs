@@ -51,8 +51,6 @@ pub struct VerbsFabric {
     pub(crate) ending: Vec<ConnId>,
     /// Connections with something to post.
     pub(crate) dirty: Vec<ConnId>,
-    /// Whether windows were opened or closed since it was last looked at.
-    pub(crate) has_local_work: bool,
     pub(crate) scratch: ChainScratch,
     pub(crate) batch: WcBatch,
     /// Which completion queue is asked next.
@@ -101,7 +99,6 @@ impl VerbsFabric {
             handshakes: Vec::new(),
             ending: Vec::new(),
             dirty: Vec::with_capacity(config.max_connections as usize),
-            has_local_work: false,
             scratch: ChainScratch::new(),
             batch: WcBatch::new(),
             next_cq: 0,

@@ -148,9 +148,6 @@ impl VerbsFabric {
             }
             self.transmit_one(conn);
         }
-        if std::mem::take(&mut self.has_local_work) && self.devices.need_processor() {
-            std::thread::yield_now();
-        }
     }
 
     pub(crate) fn transmit_one(&mut self, conn: ConnId) {
@@ -160,7 +157,6 @@ impl VerbsFabric {
             scratch,
             devices,
             stats,
-            has_local_work,
             ..
         } = self;
         let Some(connection) = connections.get_mut(conn) else {
@@ -179,11 +175,9 @@ impl VerbsFabric {
             scratch,
             style,
             doorbells: 0,
-            has_local_work: false,
         };
         let outcome = hand_over.all(connection);
         stats.send_doorbells += hand_over.doorbells;
-        *has_local_work |= hand_over.has_local_work;
         if let Err(errno) = outcome {
             log::warn!("verbs: the device refused work of {conn:?}: {errno}");
             self.end(conn, CloseReason::Failed("the device refused work"));
@@ -199,8 +193,6 @@ struct HandOver<'a> {
     /// How windows of type 1 are bound.
     style: BindStyle,
     doorbells: u64,
-    /// Whether a window was opened or closed.
-    has_local_work: bool,
 }
 
 impl HandOver<'_> {
@@ -250,7 +242,6 @@ impl HandOver<'_> {
                 }
                 ref work => self.keys.task(work),
             };
-            self.has_local_work |= !matches!(task, Task::Nothing);
             match task {
                 Task::Nothing => chain.push_remote(NO_OP, &[], id, false),
                 Task::Invalidate(rkey) => chain.push_invalidate(rkey, id),
