@@ -21,11 +21,15 @@ device=${RNBD_SPEED_DEVICE:-null}
 # may move them at any time, and our target is on another one than the client.
 cores=${RNBD_SPEED_CORES:-near}
 
+# How many pages of 2 MiB are reserved for our target, which wants some.
+hugepages=${RNBD_SPEED_HUGEPAGES:-300}
+
 prepare() { build_ours && build_core_distance; }
 
 # Both serve the same device through the same soft-RoCE device at once, on two ports, and take turns,
 # so that whatever else this machine does meets both. Leaves speed.md in the job folder.
 run() {
+    echo "$hugepages" >/proc/sys/vm/nr_hugepages
     case $device in
         null) fast_device null0 ;;
         ram) ram_disk 256 ;;
