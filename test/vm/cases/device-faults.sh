@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 about="links and devices that go and come back, targets that restart, under load of ours and of the kernel: a table"
-limit=${RNBD_FAULTS_LIMIT:-900}
+limit=${RNBD_FAULTS_LIMIT:-1500}
 long=true
 alone=true
 
