@@ -98,6 +98,10 @@ fn buffers_may_lie_anywhere() {
     image(&path, bytes);
     let bdev = UringBdev::open(&rig.memory, Options::Uring(options(&path))).unwrap();
     assert_eq!(bdev.file.is_direct(), bdev.features().buf_align > 1);
+    assert!(
+        bdev.features().write_cache,
+        "a file is not durable by itself"
+    );
     let (_desc, mut driver) = open(&rig, &path, 8);
     let buffer = rig.buffer(4 << 20);
     let parts = [1, 2 << 20].map(|at| buffer.span().slice(at, 8 * 300 * 512).unwrap());
