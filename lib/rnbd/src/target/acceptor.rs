@@ -11,7 +11,7 @@ use rnbd_wire::rtrs::{ConReq, ConRsp};
 
 use super::admission::Admission;
 use super::command::Reply;
-use super::path_io::{Con, PathIo, PathMemory, qp_limits, recvs};
+use super::path_io::{Con, PathIo, PathLayout, PathMemory, qp_limits, recvs};
 use super::shard::{ConEntry, TargetShard, index_of};
 use super::wr_id::WrId;
 
@@ -211,11 +211,11 @@ impl<F: Fabric> TargetShard<F> {
         let name = path_name(route);
         let services = &self.services;
         let admission = Admission::of_path(&services.directory, route.client)?;
-        let memory =
-            PathMemory::new(&services.memory, &name, &self.config.rtrs).map_err(|error| {
-                log::error!("connection refused: {error}");
-                Refusal::Resources
-            })?;
+        let layout = PathLayout::new(&self.config.rtrs, &self.caps);
+        let memory = PathMemory::new(&services.memory, &name, &layout).map_err(|error| {
+            log::error!("connection refused: {error}");
+            Refusal::Resources
+        })?;
         let io = PathIo::new(accepted.path, session, name, cid_num, memory, admission);
         put(&mut self.paths, accepted.path.index as usize, io);
         Ok(())

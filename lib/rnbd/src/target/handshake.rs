@@ -2,7 +2,7 @@
 
 use rnbd_base::Nanos;
 use rnbd_fabric::{Access, Fabric, FabricError, PostError, WindowKind, WorkRequest, WrOp};
-use rnbd_mem::{MemoryError, Pages};
+use rnbd_mem::MemoryError;
 use rnbd_rtrs::srv::{CloseCause, PathKey, Violation};
 use rnbd_wire::extension::ServiceId;
 use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
@@ -10,6 +10,7 @@ use rnbd_wire::rtrs::{Descriptor, InfoReq, InfoRsp};
 use super::acceptor::put;
 use super::device_io::Service;
 use super::notification::Notification;
+use super::path_io::PathLayout;
 use super::shard::{ConEntry, TargetShard};
 use super::wr_id::WrId;
 use crate::srv::Session;
@@ -82,16 +83,10 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     fn make_chunks(&mut self, key: PathKey) -> Result<(), Failure> {
-        let pages = if self.caps.prefers_hugepages {
-            Pages::PreferHuge
-        } else {
-            Pages::Small
-        };
+        let layout = PathLayout::new(&self.config.rtrs, &self.caps);
         let memory = self.services.memory.clone();
-        let config = self.config.rtrs;
         let io = self.path_io(key).ok_or(Failure::Gone)?;
-        io.make_chunks(&memory, &config, pages)
-            .map_err(Failure::Memory)
+        io.make_chunks(&memory, &layout).map_err(Failure::Memory)
     }
 
     /// Plain mode: one key for all chunks.

@@ -2,7 +2,7 @@
 
 use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{BdevIo, IoOp};
-use rnbd_fabric::{ConnId, DomainId, MemoryKey, QpLimits, Sge, WindowId};
+use rnbd_fabric::{Caps, ConnId, DomainId, MemoryKey, QpLimits, Sge, WindowId};
 use rnbd_mem::{Buffer, ChunkPool, Memory, MemoryError, Pages, Span};
 use rnbd_rtrs::srv::{Config, PathKey, SessionKey};
 use rnbd_wire::limits::SERVICE_QUEUE_DEPTH;
@@ -18,6 +18,10 @@ pub(super) const ANSWER_WRS: u32 = 4;
 const HEARTBEAT_RECVS: u32 = 16;
 /// Executed work requests are reported at least every so many.
 const SIGNAL_INTERVAL_MAX: u32 = 64;
+
+/// The data of a WRITE of at most so many bytes is copied out of a chunk that it would take the device
+/// a work request to close: that is quicker.
+const COPIED_BYTES_MAX: usize = 4096;
 
 /// The message buffer: INFO_REQ, then one RKEY_RSP per chunk, then INFO_RSP.
 const RKEY_RSP_OFFSET: usize = 512;
@@ -52,11 +56,23 @@ pub(super) struct PathIo {
     pub(super) signals: Signals,
 }
 
+/// What memory each path gets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PathLayout {
+    queue_depth: u16,
+    chunk_bytes: usize,
+    /// Beside each chunk; 0 where nothing is copied out of chunks.
+    copied_bytes: usize,
+    pages: Pages,
+}
+
 /// The memory of a path, kept together to be disposed of together.
 #[derive(Debug)]
 pub(super) struct PathMemory {
     /// Made when the handshake is complete: until then a client costs little.
     chunks: Option<ChunkPool>,
+    /// The data of small WRITEs, by chunk, where chunks are closed by work requests.
+    copies: Option<ChunkPool>,
     messages: Buffer,
 }
 
@@ -88,6 +104,8 @@ pub(super) struct RequestIo {
     pub(super) after_flush: Option<BdevIo>,
     /// Where the data of its answer is.
     pub(super) source: Source,
+    /// The data that it writes has been copied out of its chunk.
+    pub(super) is_copied: bool,
 }
 
 /// Where the data of an answer is.
@@ -107,6 +125,7 @@ impl RequestIo {
         started: Nanos::ZERO,
         after_flush: None,
         source: Source::Chunk,
+        is_copied: false,
     };
 }
 
@@ -142,14 +161,17 @@ impl PathIo {
     pub(super) fn make_chunks(
         &mut self,
         memory: &Memory,
-        config: &Config,
-        pages: Pages,
+        layout: &PathLayout,
     ) -> Result<(), MemoryError> {
-        let count = usize::from(config.queue_depth);
-        let chunk_bytes = usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX);
+        let (count, pages) = (usize::from(layout.queue_depth), layout.pages);
         let owner = owner_of_chunks(&self.name);
-        let chunks = ChunkPool::new(memory, &owner, count, chunk_bytes, pages)?;
+        let chunks = ChunkPool::new(memory, &owner, count, layout.chunk_bytes, pages)?;
         self.memory.chunks = Some(chunks);
+        if layout.copied_bytes > 0 {
+            let owner = format!("the small writes of path {}", self.name);
+            let copies = ChunkPool::new(memory, &owner, count, layout.copied_bytes, pages)?;
+            self.memory.copies = Some(copies);
+        }
         self.requests = vec![RequestIo::IDLE; count].into();
         self.parked = vec![Parked::NONE; count].into();
         Ok(())
@@ -158,6 +180,36 @@ impl PathIo {
     /// A chunk; `None` before they are made.
     pub(super) fn chunk(&self, msg_id: u16) -> Option<Span> {
         self.memory.chunks.as_ref()?.chunk(usize::from(msg_id))
+    }
+
+    /// The data of a WRITE of at most so many bytes can be copied out of its chunk.
+    pub(super) fn copied_max(&self) -> u32 {
+        let copies = self.memory.copies.as_ref();
+        let bytes = copies.map_or(0, ChunkPool::chunk_bytes);
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    /// Copies the data of a WRITE, at most [`PathIo::copied_max`], out of its chunk.
+    pub(super) fn copy_data(&mut self, msg_id: u16, data_len: u32) {
+        let data = self
+            .chunk(msg_id)
+            .and_then(|chunk| chunk.slice(0, data_len as usize));
+        if let (Some(data), Some(copy)) = (data, self.copy(msg_id)) {
+            copy.copy_from(&data);
+            self.requests[usize::from(msg_id)].is_copied = true;
+        }
+    }
+
+    /// Where a request's data is written from, or read to.
+    pub(super) fn data_area(&self, msg_id: u16) -> Option<Span> {
+        if self.requests.get(usize::from(msg_id))?.is_copied {
+            return self.copy(msg_id);
+        }
+        self.chunk(msg_id)
+    }
+
+    fn copy(&self, msg_id: u16) -> Option<Span> {
+        self.memory.copies.as_ref()?.chunk(usize::from(msg_id))
     }
 
     /// All chunks; `None` before they are made.
@@ -280,18 +332,48 @@ impl PathIo {
     }
 }
 
+impl PathLayout {
+    /// What a path needs on this fabric.
+    pub(super) fn new(config: &Config, caps: &Caps) -> Self {
+        let closes_by_work_request = config.new_rkey && !caps.cheap_windows;
+        Self {
+            queue_depth: config.queue_depth,
+            chunk_bytes: usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX),
+            copied_bytes: if closes_by_work_request {
+                COPIED_BYTES_MAX
+            } else {
+                0
+            },
+            pages: if caps.prefers_hugepages {
+                Pages::PreferHuge
+            } else {
+                Pages::Small
+            },
+        }
+    }
+
+    /// Of all chunks, and what is copied out of them.
+    fn chunk_area_bytes(&self) -> u64 {
+        u64::from(self.queue_depth) * (self.chunk_bytes + self.copied_bytes) as u64
+    }
+}
+
 impl PathMemory {
     /// What the handshake needs. There must be room for the chunks as well, although they are
     /// made later: a client that is told at once knows why.
-    pub(super) fn new(memory: &Memory, path: &str, config: &Config) -> Result<Self, MemoryError> {
-        let count = usize::from(config.queue_depth);
-        let chunk_bytes = u64::from(config.queue_depth) * u64::from(config.chunk_bytes);
-        memory.check_room(&owner_of_chunks(path), chunk_bytes)?;
+    pub(super) fn new(
+        memory: &Memory,
+        path: &str,
+        layout: &PathLayout,
+    ) -> Result<Self, MemoryError> {
+        memory.check_room(&owner_of_chunks(path), layout.chunk_area_bytes())?;
+        let count = usize::from(layout.queue_depth);
         let message_bytes =
-            RKEY_RSP_OFFSET + RkeyRsp::BYTES * count + InfoRsp::bytes(config.queue_depth);
+            RKEY_RSP_OFFSET + RkeyRsp::BYTES * count + InfoRsp::bytes(layout.queue_depth);
         let owner = format!("the messages of path {path}");
         Ok(Self {
             chunks: None,
+            copies: None,
             messages: memory.alloc(&owner, message_bytes, Pages::Small)?,
         })
     }

@@ -4,7 +4,9 @@ use rnbd_base::{Errno, Nanos};
 use rnbd_bdev::{BdevIo, IoDone, IoOp};
 use rnbd_fabric::{Fabric, PostError, WindowId, WorkRequest, WrOp};
 use rnbd_mem::Span;
-use rnbd_rtrs::srv::{CloseCause, Inbound, Path, PathKey, Request, SessionKey, Violation};
+use rnbd_rtrs::srv::{
+    CloseCause, Direction, Inbound, Path, PathKey, Request, SessionKey, Violation,
+};
 use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Open;
 use rnbd_wire::rtrs::ReadMsg;
@@ -44,7 +46,7 @@ impl<F: Fabric> TargetShard<F> {
     }
 
     /// `NEW_RKEY` mode: closes the chunk to the client before it is looked at. Where that is work
-    /// for the device, READs do not wait for it ([`Path::handle_open_header`]).
+    /// for the device, READs and small WRITEs do not wait for it ([`Path::handle_open_header`]).
     fn revoke_chunk(&mut self, con: ConEntry, (msg_id, offset): (u16, u32), now: Nanos) {
         let Some((_, io, fabric)) = self.path_parts(con.path) else {
             return;
@@ -87,11 +89,20 @@ impl<F: Fabric> TargetShard<F> {
     /// Serves a request whose chunk the client can still write, if it is one that may be; returns
     /// whether it has been dealt with.
     fn handle_open_request(&mut self, key: PathKey, place: (u16, u32), now: Nanos) -> bool {
-        self.look(key, place, now, Path::handle_open_header)
+        let judge = |path: &mut Path, io: &mut PathIo, msg_id, header: &[u8]| {
+            let judged = path.handle_open_header(msg_id, header, io.copied_max())?;
+            if let Some(Ok(request)) = &judged
+                && request.direction == Direction::Write
+            {
+                io.copy_data(msg_id, request.data_len);
+            }
+            Ok(judged)
+        };
+        self.look(key, place, now, judge)
     }
 
     fn handle_request(&mut self, key: PathKey, msg_id: u16, offset: u32, now: Nanos) {
-        let judge = |path: &mut Path, msg_id, header: &[u8]| {
+        let judge = |path: &mut Path, _: &mut PathIo, msg_id, header: &[u8]| {
             let outcome = path.handle_header(msg_id, header);
             outcome.map(Some)
         };
@@ -106,7 +117,7 @@ impl<F: Fabric> TargetShard<F> {
         key: PathKey,
         (msg_id, offset): (u16, u32),
         now: Nanos,
-        judge: impl FnOnce(&mut Path, u16, &[u8]) -> Result<Option<Judged>, Violation>,
+        judge: impl FnOnce(&mut Path, &mut PathIo, u16, &[u8]) -> Result<Option<Judged>, Violation>,
     ) -> bool {
         let Some((path, io, _)) = self.path_parts(key) else {
             return false;
@@ -116,7 +127,8 @@ impl<F: Fabric> TargetShard<F> {
         };
         let mut header = [0; ReadMsg::BYTES_MAX];
         let header = copy_out(&chunk, offset, &mut header);
-        match judge(path, msg_id, header) {
+        io.requests[usize::from(msg_id)].is_copied = false;
+        match judge(path, io, msg_id, header) {
             Ok(None) => return false,
             Ok(Some(Ok(request))) => self.handle_message(key, &request, &chunk, now),
             Ok(Some(Err(errno))) => self.finish(key, msg_id, Err(errno), now),
@@ -219,7 +231,7 @@ impl<F: Fabric> TargetShard<F> {
         let session = io.session;
         let view = client.session.device(place).map(|device| device.view);
         let device = client.device_mut(place).ok_or(Errno::NOTCONN)?;
-        let chunk = io.chunk(msg_id);
+        let area = io.data_area(msg_id);
         let request = &mut io.requests[usize::from(msg_id)];
         request.device = place;
         request.op = op;
@@ -230,7 +242,7 @@ impl<F: Fabric> TargetShard<F> {
             self.counters.completed_io += 1;
             return Ok(Started::Done);
         }
-        let buf = chunk.and_then(|chunk| data_of(&chunk, op, request.bytes));
+        let buf = area.and_then(|area| data_of(&area, op, request.bytes));
         let bdev_io = BdevIo {
             tag: tag_of(key, msg_id),
             op,
@@ -371,11 +383,11 @@ fn copy_out<'a>(chunk: &Span, offset: u32, to: &'a mut [u8]) -> &'a [u8] {
     &to[..len]
 }
 
-fn data_of(chunk: &Span, op: IoOp, bytes: u64) -> Option<Span> {
+fn data_of(area: &Span, op: IoOp, bytes: u64) -> Option<Span> {
     if !op.has_data() {
         return Some(Span::EMPTY);
     }
-    chunk.slice(0, usize::try_from(bytes).ok()?)
+    area.slice(0, usize::try_from(bytes).ok()?)
 }
 
 fn flush_before(io: &BdevIo) -> BdevIo {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use rnbd_base::Errno;
+use rnbd_bdev::RateLimits;
 use rnbd_fabric::sim::{Device, FaultPlan, Injection, Side};
 use rnbd_wire::Imm;
 use rnbd_wire::rnbd::Op;
@@ -125,6 +126,9 @@ fn headers_that_contradict_themselves_are_answered() {
 /// Devices whose windows are closed at once, and by work that takes a while.
 const DEVICES: [Device; 2] = [Device::SOFTWARE, Device::HARDWARE];
 
+/// The most that a WRITE brings for its data to be copied out of the chunk.
+const COPIED: usize = 4096;
+
 /// In `NEW_RKEY` mode, with the export `slow` open.
 fn up_with_new_rkey(device: Device) -> (Rig<Sim>, Client<<Sim as World>::Fabric>, u32) {
     let plan = FaultPlan {
@@ -160,12 +164,55 @@ fn a_late_write_fails_on_the_wire() {
 /// What a WRITE brought stays as it is while it is served.
 #[test]
 fn with_new_rkey_the_data_of_a_write_cannot_be_changed() {
-    for device in DEVICES {
+    for (device, len) in [
+        (Device::SOFTWARE, BLOCK),
+        (Device::HARDWARE, COPIED + BLOCK),
+    ] {
         let (mut rig, mut client, id) = up_with_new_rkey(device);
-        client.write(1, 0, &[1; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+        client.write(1, 0, &vec![1; len], &io(id, Op::Write, 0, len).to_bytes());
         rig.run_with(&mut client, |rig| rig.sessions()[0].inflight == 1);
         client.write_into_chunk(1, 0, &[2; BLOCK]);
         rig.run(&mut client, |client| client.closed.len() == 3);
+    }
+}
+
+/// What a small WRITE brought is copied where closing the chunk takes a while; the disk gets the copy.
+#[test]
+fn with_new_rkey_what_comes_after_a_small_write_is_not_written() {
+    let (mut rig, mut client, id) = up_with_new_rkey(Device::HARDWARE);
+    let one_a_second = RateLimits {
+        rw_ios_per_sec: 1,
+        ..RateLimits::default()
+    };
+    let registry = &rig.services.registry;
+    registry.set_limits("Delay0", one_a_second).unwrap();
+    client.write(1, 1, &[0; BLOCK], &io(id, Op::Write, 0, BLOCK).to_bytes());
+    rig.expect(&mut client, Ok(()));
+    // The disk takes the data when its second comes.
+    client.write(1, 0, &[1; COPIED], &io(id, Op::Write, 0, COPIED).to_bytes());
+    rig.run_with(&mut client, |rig| rig.sessions()[0].inflight == 1);
+    client.write_into_chunk(1, 0, &[2; COPIED]);
+    rig.expect(&mut client, Ok(()));
+    client.read(1, 0, COPIED, &io(id, Op::Read, 0, COPIED).to_bytes());
+    rig.expect(&mut client, Ok(()));
+    assert_eq!(client.data(0, COPIED), [1; COPIED]);
+}
+
+/// The next request in the chunk of a small WRITE is served from the chunk, if it is a large one.
+#[test]
+fn with_new_rkey_a_large_write_follows_a_small_one() {
+    let (mut rig, mut client, id) = up_with_new_rkey(Device::HARDWARE);
+    for (byte, len) in [(1, COPIED), (2, COPIED + BLOCK), (3, BLOCK)] {
+        client.write(
+            1,
+            0,
+            &vec![byte; len],
+            &io(id, Op::Write, 0, len).to_bytes(),
+        );
+        rig.expect(&mut client, Ok(()));
+        client.read(1, 0, len, &io(id, Op::Read, 0, len).to_bytes());
+        rig.expect(&mut client, Ok(()));
+        assert_eq!(client.data(0, len), vec![byte; len]);
     }
 }
 

@@ -13,7 +13,8 @@ pub struct Config {
     /// Bytes of a chunk: a multiple of 4096, at least 8192; all chunks together at most 256 MiB.
     /// The kernel's server takes only powers of two, its client any size (protocol.md 3.4).
     pub chunk_bytes: u32,
-    /// Whether a chunk is closed to the client while its request is served (`always_invalidate`).
+    /// Whether a chunk is closed to the client when its request is served (`always_invalidate`), and
+    /// what it still writes there before that is not.
     pub new_rkey: bool,
     /// How a client's silence is noticed.
     pub heartbeat: HeartbeatConfig,

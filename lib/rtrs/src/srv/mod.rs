@@ -8,7 +8,7 @@
 //! ```text
 //!  request arrives     Path::handle_imm      -> Inbound::Request   (plain)
 //!                                            -> Inbound::Revoke    (NEW_RKEY) ... handle_revoked
-//!                                               or handle_open_header, if it is a READ
+//!                                               or handle_open_header, if it may stay open
 //!  its header copied   Path::handle_header   -> Request, or an errno to answer
 //!  I/O done            Path::answer          -> Answer: what to post, and where
 //! ```

@@ -186,10 +186,11 @@ impl Path {
     }
 
     /// As [`Path::handle_header`], for a chunk that is not closed to the client yet. `None` if it has
-    /// to be, before anything else is done: for all but READs.
+    /// to be, before anything else is done: for all but READs and WRITEs of at most `copied_max` bytes.
     ///
-    /// A READ can be served at once. What its client still writes into the chunk it does to its own
-    /// data, and the bind that opens the chunk again with the answer ends the old key.
+    /// A READ can be served at once: what its client still writes into the chunk it does to its own
+    /// data. So can a WRITE whose data the caller copies out of the chunk and takes from there. The bind
+    /// that opens the chunk again with the answer ends the old key.
     ///
     /// # Errors
     /// As for [`Path::handle_header`].
@@ -197,8 +198,11 @@ impl Path {
         &mut self,
         msg_id: u16,
         header: &[u8],
+        copied_max: u32,
     ) -> Result<Option<Result<Request, Errno>>, Violation> {
-        if !Slot::is_read(header) || self.handle_revoked(msg_id).is_none() {
+        let slot = self.slots.get(usize::from(msg_id));
+        let may_stay_open = slot.is_some_and(|slot| slot.may_stay_open(header, copied_max));
+        if !may_stay_open || self.handle_revoked(msg_id).is_none() {
             return Ok(None);
         }
         self.handle_header(msg_id, header).map(Some)

@@ -13,7 +13,7 @@ use super::violation::Violation;
 ///  Free ─────────────────────────> Arrived ───────────────> Busy ──> (answered) Free
 ///    │  imm, NEW_RKEY      revoked    ^
 ///    └───────────> Revoking ──────────┘
-///                          or a READ
+///                          or a READ, or a small WRITE
 /// ```
 ///
 /// `Busy` includes requests whose header is refused: they are answered like any other.
@@ -67,9 +67,16 @@ impl Slot {
         need_inval: false,
     };
 
-    /// Whether this is the header of a READ.
-    pub(super) fn is_read(header: &[u8]) -> bool {
-        matches!(rtrs::Request::decode(header), Ok(rtrs::Request::Read(_)))
+    /// Whether this is the header of a READ, or of a WRITE of at most `copied_max` bytes.
+    pub(super) fn may_stay_open(&self, header: &[u8], copied_max: u32) -> bool {
+        match rtrs::Request::decode(header) {
+            Ok(rtrs::Request::Read(_)) => true,
+            Ok(rtrs::Request::Write(write)) => {
+                let data_len = self.data_len(write.usr_len);
+                data_len.is_some_and(|len| len <= copied_max)
+            }
+            Err(_) => false,
+        }
     }
 
     /// Takes the header copied from the chunk. The slot is busy afterwards, whether the request

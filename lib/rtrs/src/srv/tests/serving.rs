@@ -95,14 +95,14 @@ fn the_answer_goes_out_where_the_request_came_in() {
 fn with_new_rkey_a_chunk_is_looked_at_only_after_its_revocation() {
     let mut bed = Bed::new(true);
     let key = bed.up();
-    let inbound = bed.imm(key, 1, request_imm(3, 8)).unwrap();
-    let (msg_id, offset) = (3, 8);
+    let inbound = bed.imm(key, 1, request_imm(3, 520)).unwrap();
+    let (msg_id, offset) = (3, 520);
     assert_eq!(inbound, Inbound::Revoke { msg_id, offset });
     let early = bed.path(key).handle_header(3, &write_header(8));
     assert_eq!(early, Err(Violation::OutOfTurn));
-    let early = bed.path(key).handle_open_header(3, &write_header(8));
+    let early = bed.path(key).handle_open_header(3, &write_header(8), 511);
     assert_eq!(early, Ok(None), "what it writes must not change any more");
-    assert_eq!(bed.path(key).handle_revoked(3), Some(8));
+    assert_eq!(bed.path(key).handle_revoked(3), Some(520));
     assert_eq!(bed.path(key).handle_revoked(3), None, "once");
     bed.path(key)
         .handle_header(3, &write_header(8))
@@ -113,14 +113,32 @@ fn with_new_rkey_a_chunk_is_looked_at_only_after_its_revocation() {
 }
 
 #[test]
+fn with_new_rkey_a_write_that_is_copied_waits_for_no_revocation() {
+    let mut bed = Bed::new(true);
+    let key = bed.up();
+    bed.imm(key, 1, request_imm(3, 520)).unwrap();
+    let header = write_header(8);
+    let write = bed.path(key).handle_open_header(3, &header, 512).unwrap();
+    let write = write.unwrap().unwrap();
+    assert_eq!(
+        (write.direction, write.data_len),
+        (Direction::Write, 512),
+        "as large as what can be copied"
+    );
+    assert_eq!(bed.path(key).handle_revoked(3), None);
+    bed.path(key).answer(3, Ok(())).unwrap();
+    assert_eq!(bed.path(key).counters().rkey_refreshes, 1);
+}
+
+#[test]
 fn with_new_rkey_a_read_waits_for_no_revocation() {
     const READ: [u8; 8] = [0x03, 0x00, 0x20, 0x00, 0, 0, 0, 0];
     let mut bed = Bed::new(true);
     let key = bed.up();
     bed.imm(key, 1, request_imm(3, 32)).unwrap();
-    let read = bed.path(key).handle_open_header(3, &READ).unwrap();
+    let read = bed.path(key).handle_open_header(3, &READ, 0).unwrap();
     assert_eq!(read.unwrap().unwrap().direction, Direction::Read);
-    let again = bed.path(key).handle_open_header(3, &READ);
+    let again = bed.path(key).handle_open_header(3, &READ, 0);
     assert_eq!(again, Ok(None), "once");
     assert_eq!(bed.path(key).handle_revoked(3), None);
     bed.path(key).answer(3, Ok(())).unwrap();
