@@ -108,8 +108,12 @@ impl Bdev for RnbdBdev {
         Geometry {
             block_size: info.block_size,
             physical_block_size: info.physical_block_size,
-            num_blocks: self.num_blocks.load(Ordering::Relaxed),
+            num_blocks: self.num_blocks(),
         }
+    }
+
+    fn num_blocks(&self) -> u64 {
+        self.num_blocks.load(Ordering::Relaxed)
     }
 
     fn features(&self) -> Features {

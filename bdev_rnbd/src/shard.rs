@@ -328,6 +328,11 @@ impl<F: Fabric> InitiatorShard<F> {
             }
         }
         self.completions = completions;
+        if progress.is_busy() {
+            for channel in self.channels.iter_mut().flatten() {
+                channel.run_actions(&mut self.core);
+            }
+        }
         progress
     }
 

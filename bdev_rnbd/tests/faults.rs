@@ -144,6 +144,7 @@ fn run(seed: u64) {
             cheap_windows: seed.is_multiple_of(3),
             prefers_windows: seed % 3 == 1,
             invalidates_at_once: seed.is_multiple_of(2),
+            merges_completions: seed % 4 < 2,
         },
         ..FaultPlan::default()
     };

@@ -9,6 +9,7 @@ use crate::message::Message;
 use crate::shard::{Core, arrival};
 
 impl CoreChannel {
+    /// [`CoreChannel::run_actions`] is to follow.
     pub(crate) fn on_completion<F: Fabric>(
         &mut self,
         path: PathIndex,
@@ -18,13 +19,22 @@ impl CoreChannel {
         let Some(id) = WrId::decode(completion.wr_id) else {
             return;
         };
-        let step = match (completion.kind, id) {
-            (CompletionKind::Sent, id) => self.machine.handle_sent(path, id),
-            (kind, WrId::Receive(index)) => self.on_receive(path, kind, index, core),
-            _ => return,
-        };
+        match (completion.kind, id) {
+            (CompletionKind::Sent, id) => self.on_sent(path, id, core),
+            (kind, WrId::Receive(index)) => {
+                let step = self.on_receive(path, kind, index, core);
+                self.follow(path, step, core);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_sent<F: Fabric>(&mut self, path: PathIndex, id: WrId, core: &mut Core<F>) {
+        let step = self.machine.handle_sent(path, id);
         self.follow(path, step, core);
-        self.run_actions(core);
+        while let Some(done) = self.machine.next_sent(path) {
+            self.on_done(done, core);
+        }
     }
 
     fn on_receive<F: Fabric>(
@@ -73,14 +83,12 @@ impl CoreChannel {
         let Some(link) = self.link(path) else {
             return;
         };
-        let id = WrId::Invalidate(msg_id);
+        let conn = link.conn();
+        let id = self.machine.begin_invalidation(path, msg_id);
         let wr = WorkRequest::new(WrOp::Invalidate(window)).signaled(id.encode());
-        match core.fabric.post(link.conn(), &wr) {
-            Ok(()) => self.machine.handle_invalidate_posted(path),
-            Err(_) => {
-                let error = PathError::Fabric("a window cannot be invalidated");
-                self.machine.fail(path, error);
-            }
+        if core.fabric.post(conn, &wr).is_err() {
+            let error = PathError::Fabric("a window cannot be invalidated");
+            self.machine.fail(path, error);
         }
     }
 

@@ -19,7 +19,8 @@ impl CoreChannel {
         self.paths.get_mut(path.index())?.link.as_mut()
     }
 
-    pub(super) fn run_actions<F: Fabric>(&mut self, core: &mut Core<F>) {
+    /// Does what the machine asks for.
+    pub(crate) fn run_actions<F: Fabric>(&mut self, core: &mut Core<F>) {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 ChannelAction::Connect {

@@ -241,10 +241,11 @@ impl CoreChannel {
             rkey: post.chunk.rkey,
         };
         let wr = WorkRequest::new(WrOp::WriteImm(remote, post.imm)).with_sges(data, header);
-        let wr = match post.signaled {
-            true if data.span.is_empty() => wr.signaled(WrId::Signal.encode()),
-            true => wr.signaled(WrId::Request(post.msg_id).encode()),
-            false => wr,
+        let wr = if post.signaled {
+            let id = WrId::Executed(post.serial);
+            wr.signaled(id.encode()).cumulative()
+        } else {
+            wr
         };
         core.fabric.post(link.conn(), &wr)
     }

@@ -93,6 +93,11 @@ pub trait Bdev: Any + Send + Sync + fmt::Debug {
     /// Size and shape as of now.
     fn geometry(&self) -> Geometry;
 
+    /// The size as of now, in blocks; asked for at each I/O, so it is not to be waited for.
+    fn num_blocks(&self) -> u64 {
+        self.geometry().num_blocks
+    }
+
     /// What it can do. Does not change while the device exists.
     fn features(&self) -> Features;
 

@@ -284,7 +284,7 @@ impl Channel {
             .offset_blocks
             .checked_add(io.num_blocks)
             .ok_or(Errno::INVAL)?;
-        if io.num_blocks == 0 || end > self.device.geometry().num_blocks {
+        if io.num_blocks == 0 || end > self.device.num_blocks() {
             return Err(Errno::INVAL);
         }
         io.num_blocks

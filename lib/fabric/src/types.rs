@@ -307,6 +307,9 @@ pub struct WorkRequest {
     pub sges: [Sge; 2],
     /// Whether a completion is wanted.
     pub signaled: bool,
+    /// Whether the completion of a later operation that has this too may stand for this one's: of
+    /// several that are due together a fabric may report the last alone.
+    pub cumulative: bool,
     /// Whether the local bytes may be taken even after the completion, whatever is in that memory
     /// then, because it is the content of a device. Lets a fabric send without a copy.
     pub lent: bool,
@@ -321,6 +324,7 @@ impl WorkRequest {
             op,
             sges: [Sge::EMPTY; 2],
             signaled: false,
+            cumulative: false,
             lent: false,
         }
     }
@@ -351,6 +355,13 @@ impl WorkRequest {
     pub fn signaled(mut self, wr_id: u64) -> Self {
         self.wr_id = wr_id;
         self.signaled = true;
+        self
+    }
+
+    /// With a completion that may stand for others ([`WorkRequest::cumulative`]).
+    #[must_use]
+    pub fn cumulative(mut self) -> Self {
+        self.cumulative = true;
         self
     }
 

@@ -447,12 +447,18 @@ fn plan(rng: &mut Rng) -> FaultPlan {
         } else {
             PerMillion::NEVER
         },
-        device: Device {
-            local_keys: rng.bool(),
-            cheap_windows: rng.bool(),
-            prefers_windows: false,
-            invalidates_at_once: rng.bool(),
-        },
+        device: any_device(rng),
         ..FaultPlan::default()
+    }
+}
+
+fn any_device(rng: &mut Rng) -> Device {
+    let (local_keys, cheap_windows, is_software) = (rng.bool(), rng.bool(), rng.bool());
+    Device {
+        local_keys,
+        cheap_windows,
+        prefers_windows: false,
+        invalidates_at_once: is_software,
+        merges_completions: is_software,
     }
 }

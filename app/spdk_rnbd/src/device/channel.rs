@@ -27,6 +27,8 @@ pub(super) struct FaceChannel {
     _desc: Desc,
     shared: Arc<Shared>,
     block_size: usize,
+    /// The time of the last poll, which is that of what is submitted: SPDK polls in every round.
+    now: Nanos,
     /// I/Os on their way, by the tag of their parts.
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
@@ -58,6 +60,7 @@ impl FaceChannel {
         Ok(Self {
             channel,
             _desc: desc,
+            now: shared.clock.now(),
             shared,
             block_size,
             slots: std::iter::repeat_with(|| None)
@@ -114,7 +117,7 @@ impl FaceChannel {
             buf: Span::EMPTY,
             prio: 0,
         };
-        match self.channel.submit(&whole, self.shared.clock.now()) {
+        match self.channel.submit(&whole, self.now) {
             Ok(()) => (1, Ok(()), None),
             Err(errno) => (0, Err(errno), None),
         }
@@ -126,7 +129,7 @@ impl FaceChannel {
         let mut submission = Submission {
             channel: &mut self.channel,
             block_size: self.block_size,
-            now: self.shared.clock.now(),
+            now: self.now,
             tag,
             op,
         };
@@ -227,8 +230,9 @@ impl DiskChannel for FaceChannel {
     }
 
     fn poll(&mut self, ended: &mut Vec<Ended>) -> Progress {
+        self.now = self.shared.clock.now();
         let mut done = std::mem::take(&mut self.done);
-        self.channel.poll(self.shared.clock.now(), &mut done);
+        self.channel.poll(self.now, &mut done);
         for part in done.drain(..) {
             ended.extend(self.end_part(part));
         }

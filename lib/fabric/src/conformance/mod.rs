@@ -101,6 +101,7 @@ macro_rules! conformance_tests {
             transfer::large_writes_and_sends_arrive_whole,
             transfer::lent_memory_arrives_whole_and_in_its_place,
             transfer::only_signalled_operations_complete_and_in_order,
+            transfer::of_cumulative_completions_the_last_is_reported,
             transfer::both_directions_at_once_do_not_disturb_each_other,
             transfer::many_connections_do_not_mix,
             backpressure::nothing_is_lost_while_the_peer_has_no_receives,

@@ -240,6 +240,32 @@ pub fn only_signalled_operations_complete_and_in_order<T: Testbed>() {
     assert_eq!(rig.completions_waiting(0), 0);
 }
 
+/// Some may be left out, but none that is not cumulative, and never the last; those before are
+/// executed.
+pub fn of_cumulative_completions_the_last_is_reported<T: Testbed>() {
+    const PLAIN: u64 = 5;
+    let (mut rig, link) = linked::<T>();
+    rig.post_empty_recvs(link.server, 20);
+    for round in 0..2 {
+        for n in 0..10 {
+            let wr = WorkRequest::new(WrOp::WriteImm(RemoteAddr::NONE, 0)).signaled(n);
+            let wr = if n == PLAIN { wr } else { wr.cumulative() };
+            rig.post_wr(link.client, &wr);
+        }
+        let mut reported = Vec::new();
+        while reported.last() != Some(&9) {
+            let completion = rig.completion_of(link.client);
+            assert_eq!(completion.kind, CompletionKind::Sent);
+            reported.push(completion.wr_id);
+        }
+        assert!(reported.is_sorted_by(|a, b| a < b), "{round}: {reported:?}");
+        assert!(reported.contains(&PLAIN), "{round}: {reported:?}");
+        for _ in 0..10 {
+            assert_eq!(rig.write_imm(link.server), 0);
+        }
+    }
+}
+
 /// Full duplex: each side's order is kept.
 pub fn both_directions_at_once_do_not_disturb_each_other<T: Testbed>() {
     let (mut rig, link) = linked::<T>();

@@ -42,6 +42,7 @@ pub(super) struct Sent {
     pub(super) seq: u64,
     pub(super) wr_id: u64,
     pub(super) signaled: bool,
+    pub(super) cumulative: bool,
     /// Executed here, not at the peer.
     pub(super) local: bool,
     pub(super) bytes: usize,
@@ -55,6 +56,8 @@ pub(super) struct Done {
     pub(super) completion: Completion,
     /// How many send slots are free again once it was polled.
     pub(super) releases: u32,
+    /// A later one may take its place.
+    pub(super) cumulative: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +137,7 @@ impl Conn {
             seq,
             wr_id: wr.wr_id,
             signaled: wr.signaled || local,
+            cumulative: wr.cumulative,
             local,
             bytes,
             done: false,
@@ -187,7 +191,31 @@ impl Conn {
             ready_at,
             completion,
             releases,
+            cumulative: false,
         });
+        ready_at
+    }
+
+    /// As [`Conn::complete`], of an operation that was sent; with `merges` in place of a cumulative
+    /// completion right before it.
+    pub(super) fn complete_sent(
+        &mut self,
+        id: ConnId,
+        sent: &Sent,
+        show_at: Nanos,
+        mut releases: u32,
+        merges: bool,
+    ) -> Nanos {
+        let before = self.done.back();
+        let merges = merges && sent.cumulative && before.is_some_and(|done| done.cumulative);
+        if let Some(before) = merges.then(|| self.done.pop_back()).flatten() {
+            releases += before.releases;
+        }
+        let what = (sent.wr_id, CompletionKind::Sent);
+        let ready_at = self.complete(id, what, show_at, releases);
+        if let Some(done) = self.done.back_mut() {
+            done.cumulative = sent.cumulative;
+        }
         ready_at
     }
 

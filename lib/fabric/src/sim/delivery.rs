@@ -241,13 +241,13 @@ impl Net {
     /// Completes what is done, and uses the room for what waits.
     fn complete_sent(&mut self, fabric: FabricId, id: ConnId) {
         let show_at = self.now + self.completion_delay();
+        let merges = self.plan.device.merges_completions;
         let Some(conn) = self.conn_mut(fabric, id) else {
             return;
         };
         let mut latest = None;
         while let Some((sent, releases)) = conn.take_completed() {
-            let what = (sent.wr_id, CompletionKind::Sent);
-            latest = Some(conn.complete(id, what, show_at, releases));
+            latest = Some(conn.complete_sent(id, &sent, show_at, releases, merges));
         }
         if let Some(ready_at) = latest {
             self.at(ready_at, Timer::Show);

@@ -59,6 +59,8 @@ pub struct Device {
     pub prefers_windows: bool,
     /// Invalidating a window needs no work request.
     pub invalidates_at_once: bool,
+    /// Of cumulative completions in a row only the last is reported.
+    pub merges_completions: bool,
 }
 
 impl Device {
@@ -68,6 +70,7 @@ impl Device {
         cheap_windows: true,
         prefers_windows: false,
         invalidates_at_once: true,
+        merges_completions: true,
     };
     /// A device that is not.
     pub const HARDWARE: Self = Self {
@@ -75,6 +78,7 @@ impl Device {
         cheap_windows: false,
         prefers_windows: false,
         invalidates_at_once: false,
+        merges_completions: false,
     };
 }
 

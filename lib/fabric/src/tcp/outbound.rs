@@ -38,6 +38,7 @@ struct Entry {
     payload_bytes: u32,
     wr_id: u64,
     signaled: bool,
+    cumulative: bool,
     lent: bool,
     what: What,
     /// Set in the first entry of a chain.
@@ -63,6 +64,7 @@ impl Entry {
         payload_bytes: 0,
         wr_id: 0,
         signaled: false,
+        cumulative: false,
         lent: false,
         what: What::Local,
         chain: Chain {
@@ -138,6 +140,7 @@ impl Outbound {
             payload_bytes,
             wr_id: wr.wr_id,
             signaled: wr.signaled || what == What::Local,
+            cumulative: wr.cumulative,
             lent: wr.lent,
             what,
             chain: Chain::default(),
@@ -215,19 +218,26 @@ impl Outbound {
         }
     }
 
-    /// Appends the completions of what was sent, as far as there is room for them.
+    /// Appends the completions of what was sent, as far as there is room for them; of cumulative
+    /// ones in a row, the last.
     pub(super) fn deliver(&mut self, conn: ConnId, completions: &mut Vec<Completion>) {
+        let mut cumulative = None;
         while self.head != self.sent {
             let entry = &self.entries[self.slot(self.head)];
             if entry.signaled {
-                if completions.len() == completions.capacity() {
-                    return;
-                }
-                completions.push(Completion {
+                let completion = Completion {
                     conn,
                     wr_id: entry.wr_id,
                     kind: CompletionKind::Sent,
-                });
+                };
+                match cumulative.filter(|_| entry.cumulative) {
+                    Some(at) => completions[at] = completion,
+                    None if completions.len() == completions.capacity() => return,
+                    None => {
+                        cumulative = entry.cumulative.then_some(completions.len());
+                        completions.push(completion);
+                    }
+                }
             }
             self.head = self.head.wrapping_add(1);
         }

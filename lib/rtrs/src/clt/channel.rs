@@ -28,7 +28,7 @@ use super::outputs::QueueSizes;
 use super::params::{ChunkTable, PathParams, reject_errno};
 use super::permits::{PermitPlan, PermitRange};
 use super::policy::{Candidate, Chooser};
-use super::request::{Post, Request};
+use super::request::{Done, Post, Request};
 use super::wr_id::WrId;
 
 /// What the owner of a channel is to do, in this order.
@@ -468,8 +468,9 @@ impl Channel {
         if !link.credit.has_room() {
             return Err(BeginError::NoPermit);
         }
-        let post = self.lane.begin(path, request, now)?;
-        link.credit.on_post(post.signaled);
+        let serial = link.credit.next_serial();
+        let post = self.lane.begin(path, request, now, serial)?;
+        link.credit.on_post();
         if self.lane.in_flight_on(path) == 1 {
             link.silent_since = now;
         }
@@ -513,23 +514,42 @@ impl Channel {
         }
     }
 
-    /// An operation of a path's connection completed; all that ask for it must be reported.
+    /// An operation of a path's connection completed. Of those that completed together the last is
+    /// enough, apart from invalidations. [`Channel::next_sent`] is to be asked next.
     pub fn handle_sent(&mut self, path: PathIndex, id: WrId) -> Step {
+        let (WrId::Executed(serial) | WrId::Invalidate { serial, .. }) = id else {
+            return Step::Wait;
+        };
         let Some(link) = self.paths.get_mut(path.index()) else {
             return Step::Wait;
         };
-        link.credit.on_sent();
+        link.credit.on_executed(serial);
+        self.lane.on_executed(path, serial);
         let step = match id {
-            WrId::Request(msg_id) => self.lane.on_sent(path, msg_id),
-            WrId::Invalidate(msg_id) => self.lane.on_invalidated(path, msg_id),
+            WrId::Invalidate { msg_id, .. } => self.lane.on_invalidated(path, msg_id),
             _ => Step::Wait,
         };
         self.after(path, step)
     }
 
-    /// What [`Step::Invalidate`] asks for was posted and will complete.
-    pub fn handle_invalidate_posted(&mut self, path: PathIndex) {
-        self.paths[path.index()].credit.on_post(true);
+    /// A request that ends because it was sent, its answer having come before; to be asked after
+    /// [`Channel::handle_sent`] until there is none.
+    pub fn next_sent(&mut self, path: PathIndex) -> Option<Done> {
+        match self.lane.next_sent(path) {
+            Step::Done(done) => {
+                self.check_drained(path);
+                Some(done)
+            }
+            _ => None,
+        }
+    }
+
+    /// What names the operation that is to be posted for [`Step::Invalidate`].
+    pub fn begin_invalidation(&mut self, path: PathIndex, msg_id: u16) -> WrId {
+        let credit = &mut self.paths[path.index()].credit;
+        let serial = credit.next_serial();
+        credit.on_post();
+        WrId::Invalidate { msg_id, serial }
     }
 
     /// What [`Step::Invalidate`] asks for was done, on a fabric that does it at once.

@@ -5,6 +5,7 @@ use rnbd_wire::rtrs::{Descriptor, ReadFlags, ReadMsg, RkeyRsp, WriteMsg};
 use rnbd_wire::{Imm, ImmLayout};
 use thiserror::Error;
 
+use super::credit::is_up_to;
 use super::error::Violation;
 use super::messages::{Attempt, PathIndex};
 use super::params::{Chunk, ChunkTable, PathParams};
@@ -95,6 +96,10 @@ struct LanePath {
     /// The key of a send with invalidate whose answer has not come yet.
     invalidated: Option<u32>,
     unsignaled: u16,
+    /// The last operation that is known to be executed.
+    executed: u32,
+    /// Requests that were answered before their operation was known to be executed.
+    early: Vec<u16>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +165,9 @@ impl Lane {
             .extend_from_slice(mine.expect("the permits were split among these chunks"));
         target.invalidated = None;
         target.unsignaled = 0;
+        target.executed = 0;
+        target.early.clear();
+        target.early.reserve(usize::from(self.range.count));
         target.wire = Some(Wire {
             layout: params.layout(),
             chunk_bytes: params.chunk_bytes,
@@ -174,11 +182,13 @@ impl Lane {
         }
     }
 
+    /// Starts a request, as the operation `serial` of the path's connection.
     pub(super) fn begin(
         &mut self,
         path: PathIndex,
         request: &Request,
         now: Nanos,
+        serial: u32,
     ) -> Result<Post, BeginError> {
         let target = self.paths.get_mut(path.index());
         let target = target.ok_or(BeginError::PathDown)?;
@@ -190,7 +200,7 @@ impl Lane {
         }
         let msg_id = self.free.pop().ok_or(BeginError::NoPermit)?;
         let position = usize::from(msg_id - self.range.first);
-        let outstanding = Outstanding::new(request, path, now);
+        let outstanding = Outstanding::new(request, path, now, serial);
         self.slots[position] = Some(Slot::Request(outstanding));
         target.in_flight += 1;
         Ok(Post {
@@ -204,6 +214,7 @@ impl Lane {
             header: message.header,
             header_bytes: message.bytes,
             signaled: target.is_signaled(request, self.range.count),
+            serial,
         })
     }
 
@@ -261,6 +272,7 @@ impl Lane {
         };
         let outstanding = Violation::NotOutstanding(msg_id);
         let position = self.range.position(msg_id).ok_or(outstanding)?;
+        let answered = self.msg_id(position);
         let slot = request_of(&mut self.slots[position], path).ok_or(outstanding)?;
         if slot.answer.is_some() {
             return Err(outstanding);
@@ -270,39 +282,59 @@ impl Lane {
         if let Some(bytes) = rkey_rsp {
             target.chunks[position].rkey = new_rkey(bytes, msg_id)?;
         }
-        let next = slot.on_answer(status, rkey)?;
+        let next = slot.on_answer(status, rkey, target.executed)?;
+        if !slot.is_sent(target.executed) {
+            target.early.push(answered);
+        }
         Ok(self.follow(position, next))
     }
 
-    pub(super) fn on_sent(&mut self, path: PathIndex, msg_id: u16) -> Step {
-        self.advance(path, msg_id, Outstanding::on_sent)
+    /// The operations of a path's connection up to this one were executed; [`Lane::next_sent`] tells
+    /// what ends by that.
+    pub(super) fn on_executed(&mut self, path: PathIndex, serial: u32) {
+        if let Some(target) = self.paths.get_mut(path.index())
+            && is_up_to(target.executed, serial)
+        {
+            target.executed = serial;
+        }
+    }
+
+    /// A request that had been answered before it was known to be sent, and is known to be now.
+    pub(super) fn next_sent(&mut self, path: PathIndex) -> Step {
+        let Some(target) = self.paths.get_mut(path.index()) else {
+            return Step::Wait;
+        };
+        for at in 0..target.early.len() {
+            let msg_id = target.early[at];
+            let position = usize::from(msg_id - self.range.first);
+            let request = request_of(&mut self.slots[position], path);
+            let next = request.map_or(Next::Wait, |request| request.next(target.executed));
+            if next != Next::Wait {
+                target.early.swap_remove(at);
+                return self.follow(position, next);
+            }
+        }
+        Step::Wait
     }
 
     pub(super) fn on_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
-        self.advance(path, msg_id, Outstanding::on_invalidated)
-    }
-
-    fn advance(
-        &mut self,
-        path: PathIndex,
-        msg_id: u16,
-        input: impl FnOnce(&mut Outstanding) -> Next,
-    ) -> Step {
-        let Some(position) = self.range.position(msg_id.into()) else {
+        let (Some(position), Some(target)) = (
+            self.range.position(msg_id.into()),
+            self.paths.get(path.index()),
+        ) else {
             return Step::Wait;
         };
-        match request_of(&mut self.slots[position], path).map(input) {
-            Some(next) => self.follow(position, next),
+        match request_of(&mut self.slots[position], path) {
+            Some(request) => {
+                let next = request.on_invalidated(target.executed);
+                self.follow(position, next)
+            }
             None => Step::Wait,
         }
     }
 
     fn follow(&mut self, position: usize, next: Next) -> Step {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "positions are below a u16 count"
-        )]
-        let msg_id = self.range.first + position as u16;
+        let msg_id = self.msg_id(position);
         match next {
             Next::Wait => Step::Wait,
             Next::Invalidate => Step::Invalidate(msg_id),
@@ -311,6 +343,15 @@ impl Lane {
                 Step::Done(Done { msg_id, result })
             }
         }
+    }
+
+    fn msg_id(&self, position: usize) -> u16 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "positions are below a u16 count"
+        )]
+        let offset = position as u16;
+        self.range.first + offset
     }
 
     fn release(&mut self, msg_id: u16) {
@@ -387,9 +428,8 @@ impl LanePath {
     /// Writes that read the user's buffer are signalled, because the buffer is not free before;
     /// others only as often as it takes for the send queue to be known to move.
     fn is_signaled(&mut self, request: &Request, permits: u16) -> bool {
-        let reads_buffer = request.direction == Direction::Write && request.data_bytes > 0;
         self.unsignaled += 1;
-        let signaled = reads_buffer || self.unsignaled >= permits.div_ceil(2);
+        let signaled = request.reads_buffer() || self.unsignaled >= permits.div_ceil(2);
         if signaled {
             self.unsignaled = 0;
         }

@@ -13,6 +13,7 @@
 
 use rnbd_base::{Errno, Nanos};
 
+use super::credit::is_up_to;
 use super::error::Violation;
 use super::messages::PathIndex;
 use super::params::Chunk;
@@ -61,6 +62,13 @@ pub struct Request {
     pub exposure: Option<Exposure>,
 }
 
+impl Request {
+    /// Whether the operation that sends it reads its user's buffer.
+    pub(super) fn reads_buffer(&self) -> bool {
+        self.direction == Direction::Write && self.data_bytes > 0
+    }
+}
+
 /// One write with immediate that carries a request.
 ///
 /// The caller posts, as one operation, the data of a write, the user message, and
@@ -81,6 +89,8 @@ pub struct Post {
     pub header_bytes: u8,
     /// Whether to ask for a completion.
     pub signaled: bool,
+    /// The serial number of the operation on its connection.
+    pub serial: u32,
 }
 
 /// A request is over, and nothing touches its buffer any more.
@@ -98,7 +108,8 @@ pub(super) struct Outstanding {
     pub(super) path: PathIndex,
     pub(super) posted_at: Nanos,
     pub(super) answer: Option<Result<(), Errno>>,
-    sent: bool,
+    /// The operation that reads its buffer.
+    reader: Option<u32>,
     window: Window,
 }
 
@@ -121,7 +132,7 @@ pub(super) enum Next {
 }
 
 impl Outstanding {
-    pub(super) fn new(request: &Request, path: PathIndex, now: Nanos) -> Self {
+    pub(super) fn new(request: &Request, path: PathIndex, now: Nanos, serial: u32) -> Self {
         let open = |exposure: Exposure| match exposure.invalidation {
             Invalidation::None => Window::Closed,
             by => Window::Open {
@@ -133,17 +144,19 @@ impl Outstanding {
             path,
             posted_at: now,
             answer: None,
-            sent: request.direction == Direction::Read || request.data_bytes == 0,
+            reader: request.reads_buffer().then_some(serial),
             window: request.exposure.map_or(Window::Closed, open),
         }
     }
 
     /// The answer came; `invalidated` is the key that the server says it invalidated before, if
-    /// the answer is of the kind that follows an invalidation.
+    /// the answer is of the kind that follows an invalidation. `executed` is the last operation that
+    /// is known to be.
     pub(super) fn on_answer(
         &mut self,
         answer: Result<(), Errno>,
         invalidated: Option<u32>,
+        executed: u32,
     ) -> Result<Next, Violation> {
         if let Some(rkey) = invalidated {
             if self.window != (Window::Open { rkey, remote: true }) {
@@ -156,26 +169,29 @@ impl Outstanding {
             self.window = Window::Closing;
             return Ok(Next::Invalidate);
         }
-        Ok(self.next())
+        Ok(self.next(executed))
     }
 
     pub(super) fn asked_for_invalidation(&self) -> bool {
         matches!(self.window, Window::Open { remote: true, .. })
     }
 
-    pub(super) fn on_sent(&mut self) -> Next {
-        self.sent = true;
-        self.next()
-    }
-
-    pub(super) fn on_invalidated(&mut self) -> Next {
+    pub(super) fn on_invalidated(&mut self, executed: u32) -> Next {
         self.window = Window::Closed;
-        self.next()
+        self.next(executed)
     }
 
-    fn next(&self) -> Next {
+    /// Whether nothing reads its buffer any more.
+    pub(super) fn is_sent(&self, executed: u32) -> bool {
+        self.reader.is_none_or(|serial| is_up_to(serial, executed))
+    }
+
+    /// What is next, if `executed` is the last operation that is known to be.
+    pub(super) fn next(&self, executed: u32) -> Next {
         match self.answer {
-            Some(result) if self.sent && self.window == Window::Closed => Next::Done(result),
+            Some(result) if self.is_sent(executed) && self.window == Window::Closed => {
+                Next::Done(result)
+            }
             _ => Next::Wait,
         }
     }

@@ -346,7 +346,8 @@ impl Session {
         request: &Request,
         now: Nanos,
     ) -> Result<Post, BeginError> {
-        self.lane.begin(path, request, now)
+        // Nothing that connection 0 sends reads a user's buffer, so nothing waits for it to be sent.
+        self.lane.begin(path, request, now, 0)
     }
 
     /// What [`Session::begin`] asked for could not be posted.

@@ -473,8 +473,9 @@ fn a_path_that_answers_nothing_gets_no_more_than_its_share() {
         }
         let answer = Arrival::Immediate(Imm::response(post.msg_id, Ok(()), false));
         many.channel.handle_arrival(B, answer, many.now);
-        many.channel
-            .handle_sent(B, crate::clt::WrId::Request(post.msg_id));
+        let sent = crate::clt::WrId::Executed(post.serial);
+        many.channel.handle_sent(B, sent);
+        assert!(many.channel.next_sent(B).is_some());
     }
     assert!(dead <= 11, "{dead} in the first 100 ms and 10 ms more");
 }

@@ -5,7 +5,7 @@ use rnbd_wire::Imm;
 use super::rig::{PATH, Rig, accept, message, vector};
 use crate::clt::{
     Arrival, BeginError, Direction, Done, Ended, Exposure, Invalidation, PathError, Request,
-    SessionConfig, Step, Violation, WrId,
+    SessionConfig, Step, Violation,
 };
 
 const RKEY: u32 = 0x30_aa07;
@@ -90,20 +90,42 @@ fn a_write_ends_when_it_was_both_answered_and_sent() {
         );
         let id = post.msg_id;
         if sent_first {
-            assert_eq!(
-                rig.channels[0].handle_sent(PATH, WrId::Request(id)),
-                Step::Wait
-            );
+            assert_eq!(rig.sent(post.serial), [0; 0]);
             assert_eq!(rig.arrive(answer(id)), done(id));
         } else {
             assert_eq!(rig.arrive(answer(id)), Step::Wait);
-            assert_eq!(
-                rig.channels[0].handle_sent(PATH, WrId::Request(id)),
-                done(id)
-            );
+            assert_eq!(rig.sent(post.serial), [id]);
         }
         assert_eq!(rig.channels[0].in_flight(), 0);
     }
+}
+
+#[test]
+fn a_completion_stands_for_the_operations_before_it() {
+    let mut rig = Rig::up(accept(16, false));
+    let posts = [(); 4].map(|()| rig.begin(&write(512)));
+    let ids = posts.map(|post| post.msg_id);
+    for id in [ids[0], ids[2], ids[3]] {
+        assert_eq!(rig.arrive(answer(id)), Step::Wait, "it is still being read");
+    }
+    let mut ended = rig.sent(posts[2].serial);
+    ended.sort_unstable();
+    assert_eq!(ended, [ids[0], ids[2]], "the second was not answered");
+    assert_eq!(rig.arrive(answer(ids[1])), done(ids[1]));
+    assert_eq!(rig.sent(posts[0].serial), [0; 0], "what is known stays so");
+    assert_eq!(rig.sent(posts[3].serial), [ids[3]]);
+    assert_eq!(rig.channels[0].in_flight(), 0);
+}
+
+#[test]
+fn what_was_answered_early_ends_with_its_path() {
+    let mut rig = Rig::up(accept(16, false));
+    let post = rig.begin(&write(512));
+    assert_eq!(rig.arrive(answer(post.msg_id)), Step::Wait);
+    rig.close(1, PathError::PeerClosed);
+    let ended = [(post.msg_id, Ended::Answered(Ok(())))];
+    assert_eq!(rig.ended, ended);
+    assert_eq!(rig.sent(post.serial), [0; 0], "it ends once");
 }
 
 #[test]
@@ -111,12 +133,10 @@ fn a_read_whose_window_we_close_ends_when_it_is_closed() {
     let mut rig = Rig::up(accept(16, false));
     let id = rig.begin(&read(Invalidation::Local)).msg_id;
     assert_eq!(rig.arrive(answer(id)), Step::Invalidate(id));
-    rig.channels[0].handle_invalidate_posted(PATH);
+    let invalidation = rig.channels[0].begin_invalidation(PATH, id);
     assert_eq!(rig.channels[0].in_flight(), 1);
-    assert_eq!(
-        rig.channels[0].handle_sent(PATH, WrId::Invalidate(id)),
-        done(id)
-    );
+    let step = rig.channels[0].handle_sent(PATH, invalidation);
+    assert_eq!(step, done(id));
 }
 
 #[test]
@@ -183,11 +203,14 @@ fn permits_run_out_and_come_back() {
 fn what_does_not_fit_a_chunk_is_refused_before_it_takes_a_permit() {
     let mut rig = Rig::up(accept(3, false));
     let huge = write(131_072);
-    assert_eq!(
-        rig.channels[0].begin(PATH, &huge, Nanos::ZERO),
-        Err(BeginError::TooLong)
-    );
+    for _ in 0..20 {
+        assert_eq!(
+            rig.channels[0].begin(PATH, &huge, Nanos::ZERO),
+            Err(BeginError::TooLong)
+        );
+    }
     assert_eq!(rig.channels[0].in_flight(), 0);
+    assert_eq!(rig.begin(&write(0)).msg_id, 1, "nor room in the queue");
 }
 
 #[test]
@@ -340,7 +363,7 @@ fn any_arrival() -> impl Strategy<Value = Arrival> {
 enum Input {
     Begin(Request),
     Arrive(Arrival),
-    Sent(u16),
+    Sent(u32),
     Invalidated(u16),
 }
 
@@ -355,7 +378,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     prop_oneof![
         request.prop_map(Input::Begin),
         any_arrival().prop_map(Input::Arrive),
-        (0..20_u16).prop_map(Input::Sent),
+        (0..80_u32).prop_map(Input::Sent),
         (0..20_u16).prop_map(Input::Invalidated),
     ]
 }
@@ -375,7 +398,10 @@ proptest! {
                     continue;
                 }
                 Input::Arrive(arrival) => rig.arrive(arrival),
-                Input::Sent(id) => rig.channels[0].handle_sent(PATH, WrId::Request(id)),
+                Input::Sent(serial) => {
+                    ended += u32::try_from(rig.sent(serial).len()).unwrap();
+                    continue;
+                }
                 Input::Invalidated(id) => rig.channels[0].handle_invalidated(PATH, id),
             };
             ended += u32::from(matches!(step, Step::Done(_)));

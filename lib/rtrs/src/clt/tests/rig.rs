@@ -9,7 +9,7 @@ use rnbd_wire::rtrs::{ConReq, ConRsp, Descriptor, InfoRsp, PathParameters, RkeyR
 
 use crate::clt::{
     Arrival, Channel, ChannelAction, Ended, PathError, PathIndex, Post, Request, ServerId, Session,
-    SessionAction, SessionConfig, SessionEvent, Step,
+    SessionAction, SessionConfig, SessionEvent, Step, WrId,
 };
 
 pub(super) const PATH: PathIndex = PathIndex(0);
@@ -238,6 +238,15 @@ impl Rig {
         let step = self.channels[0].handle_arrival(PATH, arrival, self.now);
         self.run();
         step
+    }
+
+    /// Operations up to this one were executed; the requests that ended by that.
+    pub(super) fn sent(&mut self, serial: u32) -> Vec<u16> {
+        let channel = &mut self.channels[0];
+        let step = channel.handle_sent(PATH, WrId::Executed(serial));
+        assert_eq!(step, Step::Wait);
+        let next = std::iter::from_fn(|| channel.next_sent(PATH));
+        next.map(|done| done.msg_id).collect()
     }
 
     /// The error that a path went down with.
