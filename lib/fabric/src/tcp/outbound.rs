@@ -331,7 +331,10 @@ impl Outbound {
                 let rest = rest.filter(|rest| !rest.is_empty());
                 match rest {
                     Some(rest) if self.lends(entry, span) => return Some(rest),
-                    Some(rest) => outgoing.push_span(rest),
+                    Some(rest) => {
+                        rest.prefetch();
+                        outgoing.push_span(rest);
+                    }
                     None => {}
                 }
             }

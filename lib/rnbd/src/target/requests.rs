@@ -361,8 +361,6 @@ impl DeviceIo {
 
     fn read_in_place(&mut self, offset_blocks: u64, num_blocks: u64) -> Result<Source, Errno> {
         let span = self.channel.read_in_place(offset_blocks, num_blocks)?;
-        // It is sent when all requests of the round are taken.
-        span.prefetch();
         let bytes = span.len() as u64;
         self.counters.record(IoOp::Read, bytes, Nanos::ZERO, Ok(()));
         Ok(Source::InPlace(span))
