@@ -491,7 +491,8 @@ impl Channel {
         };
         link.heard = true;
         link.silent_since = now;
-        match self.lane.on_answer(path, arrival) {
+        let executed = link.credit.executed();
+        match self.lane.on_answer(path, arrival, executed) {
             Ok(step) => self.after(path, step),
             Err(violation) => {
                 self.on_violation(path, arrival, violation);
@@ -524,18 +525,17 @@ impl Channel {
             return Step::Wait;
         };
         link.credit.on_executed(serial);
-        self.lane.on_executed(path, serial);
-        let step = match id {
-            WrId::Invalidate { msg_id, .. } => self.lane.on_invalidated(path, msg_id),
+        match id {
+            WrId::Invalidate { msg_id, .. } => self.handle_invalidated(path, msg_id),
             _ => Step::Wait,
-        };
-        self.after(path, step)
+        }
     }
 
     /// A request that ends because it was sent, its answer having come before; to be asked after
     /// [`Channel::handle_sent`] until there is none.
     pub fn next_sent(&mut self, path: PathIndex) -> Option<Done> {
-        match self.lane.next_sent(path) {
+        let executed = self.paths.get(path.index())?.credit.executed();
+        match self.lane.next_sent(path, executed) {
             Step::Done(done) => {
                 self.check_drained(path);
                 Some(done)
@@ -554,7 +554,11 @@ impl Channel {
 
     /// What [`Step::Invalidate`] asks for was done, on a fabric that does it at once.
     pub fn handle_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
-        let step = self.lane.on_invalidated(path, msg_id);
+        let Some(link) = self.paths.get(path.index()) else {
+            return Step::Wait;
+        };
+        let executed = link.credit.executed();
+        let step = self.lane.on_invalidated(path, msg_id, executed);
         self.after(path, step)
     }
 

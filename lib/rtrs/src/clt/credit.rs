@@ -40,6 +40,11 @@ impl Credit {
         self.posted = self.next_serial();
     }
 
+    /// The last operation that is known to be executed.
+    pub(super) fn executed(&self) -> u32 {
+        self.executed
+    }
+
     pub(super) fn on_executed(&mut self, serial: u32) {
         if is_up_to(self.executed, serial) && is_up_to(serial, self.posted) {
             self.executed = serial;

@@ -5,7 +5,6 @@ use rnbd_wire::rtrs::{Descriptor, ReadFlags, ReadMsg, RkeyRsp, WriteMsg};
 use rnbd_wire::{Imm, ImmLayout};
 use thiserror::Error;
 
-use super::credit::is_up_to;
 use super::error::Violation;
 use super::messages::{Attempt, PathIndex};
 use super::params::{Chunk, ChunkTable, PathParams};
@@ -96,8 +95,6 @@ struct LanePath {
     /// The key of a send with invalidate whose answer has not come yet.
     invalidated: Option<u32>,
     unsignaled: u16,
-    /// The last operation that is known to be executed.
-    executed: u32,
     /// Requests that were answered before their operation was known to be executed.
     early: Vec<u16>,
 }
@@ -165,7 +162,6 @@ impl Lane {
             .extend_from_slice(mine.expect("the permits were split among these chunks"));
         target.invalidated = None;
         target.unsignaled = 0;
-        target.executed = 0;
         target.early.clear();
         target.early.reserve(usize::from(self.range.count));
         target.wire = Some(Wire {
@@ -223,10 +219,12 @@ impl Lane {
         self.release(msg_id);
     }
 
+    /// An answer came; `executed` is the last operation of the path's connection that is known to be.
     pub(super) fn on_answer(
         &mut self,
         path: PathIndex,
         arrival: Arrival,
+        executed: u32,
     ) -> Result<Step, Violation> {
         let Some(target) = self.paths.get_mut(path.index()) else {
             return Ok(Step::Wait);
@@ -235,7 +233,9 @@ impl Lane {
             return Ok(Step::Wait);
         };
         match arrival {
-            Arrival::Immediate(imm) if !wire.new_rkey => self.on_response(path, wire, imm, None),
+            Arrival::Immediate(imm) if !wire.new_rkey => {
+                self.on_response(path, (wire, executed), imm, None)
+            }
             Arrival::Immediate(imm) => Err(Violation::Immediate(imm)),
             Arrival::Message {
                 imm: None,
@@ -249,7 +249,7 @@ impl Lane {
                 bytes,
             } if wire.new_rkey => {
                 let bytes = bytes.get(..len as usize).unwrap_or(&bytes);
-                self.on_response(path, wire, imm, Some(bytes))
+                self.on_response(path, (wire, executed), imm, Some(bytes))
             }
             Arrival::Message { .. } => Err(Violation::Message),
         }
@@ -258,7 +258,7 @@ impl Lane {
     fn on_response(
         &mut self,
         path: PathIndex,
-        wire: Wire,
+        (wire, executed): (Wire, u32),
         imm: u32,
         rkey_rsp: Option<&[u8]>,
     ) -> Result<Step, Violation> {
@@ -282,25 +282,15 @@ impl Lane {
         if let Some(bytes) = rkey_rsp {
             target.chunks[position].rkey = new_rkey(bytes, msg_id)?;
         }
-        let next = slot.on_answer(status, rkey, target.executed)?;
-        if !slot.is_sent(target.executed) {
+        let next = slot.on_answer(status, rkey, executed)?;
+        if !slot.is_sent(executed) {
             target.early.push(answered);
         }
         Ok(self.follow(position, next))
     }
 
-    /// The operations of a path's connection up to this one were executed; [`Lane::next_sent`] tells
-    /// what ends by that.
-    pub(super) fn on_executed(&mut self, path: PathIndex, serial: u32) {
-        if let Some(target) = self.paths.get_mut(path.index())
-            && is_up_to(target.executed, serial)
-        {
-            target.executed = serial;
-        }
-    }
-
     /// A request that had been answered before it was known to be sent, and is known to be now.
-    pub(super) fn next_sent(&mut self, path: PathIndex) -> Step {
+    pub(super) fn next_sent(&mut self, path: PathIndex, executed: u32) -> Step {
         let Some(target) = self.paths.get_mut(path.index()) else {
             return Step::Wait;
         };
@@ -308,7 +298,7 @@ impl Lane {
             let msg_id = target.early[at];
             let position = usize::from(msg_id - self.range.first);
             let request = request_of(&mut self.slots[position], path);
-            let next = request.map_or(Next::Wait, |request| request.next(target.executed));
+            let next = request.map_or(Next::Wait, |request| request.next(executed));
             if next != Next::Wait {
                 target.early.swap_remove(at);
                 return self.follow(position, next);
@@ -317,16 +307,13 @@ impl Lane {
         Step::Wait
     }
 
-    pub(super) fn on_invalidated(&mut self, path: PathIndex, msg_id: u16) -> Step {
-        let (Some(position), Some(target)) = (
-            self.range.position(msg_id.into()),
-            self.paths.get(path.index()),
-        ) else {
+    pub(super) fn on_invalidated(&mut self, path: PathIndex, msg_id: u16, executed: u32) -> Step {
+        let Some(position) = self.range.position(msg_id.into()) else {
             return Step::Wait;
         };
         match request_of(&mut self.slots[position], path) {
             Some(request) => {
-                let next = request.on_invalidated(target.executed);
+                let next = request.on_invalidated(executed);
                 self.follow(position, next)
             }
             None => Step::Wait,

@@ -226,7 +226,7 @@ impl Session {
         let Some(answer) = answer else {
             return Step::Wait;
         };
-        match self.lane.on_answer(path, answer) {
+        match self.lane.on_answer(path, answer, 0) {
             Ok(step) => step,
             Err(violation) => {
                 self.fail(path, violation.into(), now);
