@@ -234,7 +234,7 @@ impl Lane {
         };
         match arrival {
             Arrival::Immediate(imm) if !wire.new_rkey => {
-                self.on_response(path, (wire, executed), imm, None)
+                self.on_response(path, wire, executed, imm, None)
             }
             Arrival::Immediate(imm) => Err(Violation::Immediate(imm)),
             Arrival::Message {
@@ -249,7 +249,7 @@ impl Lane {
                 bytes,
             } if wire.new_rkey => {
                 let bytes = bytes.get(..len as usize).unwrap_or(&bytes);
-                self.on_response(path, (wire, executed), imm, Some(bytes))
+                self.on_response(path, wire, executed, imm, Some(bytes))
             }
             Arrival::Message { .. } => Err(Violation::Message),
         }
@@ -258,7 +258,8 @@ impl Lane {
     fn on_response(
         &mut self,
         path: PathIndex,
-        (wire, executed): (Wire, u32),
+        wire: Wire,
+        executed: u32,
         imm: u32,
         rkey_rsp: Option<&[u8]>,
     ) -> Result<Step, Violation> {
